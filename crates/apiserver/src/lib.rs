@@ -1,0 +1,1 @@
+//! HTTP: routing, negotiation, authn/z, admission, discovery, OpenAPI, Table, watch, streams

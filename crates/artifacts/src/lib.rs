@@ -1,0 +1,1 @@
+//! Content-addressed blobs, safe unpacking, image import and the OCI client

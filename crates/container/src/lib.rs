@@ -1,0 +1,1 @@
+//! The container driver and its shim: namespaces, cgroups, overlay, seccomp

@@ -1,0 +1,1 @@
+//! Pod network, Service load balancing in the kernel, DNS

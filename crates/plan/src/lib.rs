@@ -1,0 +1,1 @@
+//! Pure planners: a snapshot in, a plan and its reasons out. No I/O, no clock, no chance.
