@@ -3,7 +3,13 @@
 //! A kind is a row of [`table`]; everything the server does with it follows from the row and from the schema facts.
 //! Objects are untyped `serde_json::Value`s here; typed structs live with controllers and the node.
 
+pub mod decode;
+pub mod discovery;
+pub mod openapi;
+pub mod printer;
+pub mod quantity;
 pub mod resource;
+pub mod schema;
 pub mod status;
 
 pub use resource::{Resource, Scope};
