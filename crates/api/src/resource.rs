@@ -66,7 +66,19 @@ pub struct Resource {
     pub counts_generation: bool,
     /// Answered from the request alone and never stored: reviews, TokenRequest.
     pub virtual_kind: bool,
+    /// Set where objects are stored as another group's row of the same plural has them.
+    pub alias: Option<Alias>,
     pub hooks: Hooks,
+}
+
+/// One stored object under two groups: `events` of `events.k8s.io` are the core group's. Whoever reads the store for such a
+/// row converts every object with `from_storage`, and with `to_storage` before writing.
+#[derive(Clone, Copy)]
+pub struct Alias {
+    /// The group that the store's keys are made of.
+    pub group: &'static str,
+    pub to_storage: fn(&mut Value),
+    pub from_storage: fn(&mut Value),
 }
 
 /// How rows are passed around: built-in rows and, later, rows of CRDs alike.
@@ -90,7 +102,8 @@ impl Resource {
     /// The store's prefix of one namespace (or of all, with `None`): `apps/deployments/default/`. The core group is `core`;
     /// cluster-scoped objects have an empty namespace part, `core/nodes//`.
     pub fn prefix(&self, namespace: Option<&str>) -> String {
-        let group = if self.group.is_empty() { "core" } else { self.group };
+        let group = self.alias.map_or(self.group, |a| a.group);
+        let group = if group.is_empty() { "core" } else { group };
         match (self.scope, namespace) {
             (Scope::Cluster, _) => format!("{group}/{}//", self.plural),
             (Scope::Namespaced, Some(ns)) => format!("{group}/{}/{ns}/", self.plural),

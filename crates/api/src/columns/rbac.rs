@@ -1,0 +1,12 @@
+//! Columns.
+
+use serde_json::Value;
+
+use super::{name, name_age, text};
+use crate::resource::Column;
+
+pub const BINDING: &[Column] = &[name(), text("Age")];
+
+pub fn binding(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    name_age(object, now)
+}

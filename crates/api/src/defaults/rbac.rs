@@ -1,0 +1,5 @@
+//! Defaults.
+
+use serde_json::Value;
+
+pub fn binding(_: &mut Value) {}
