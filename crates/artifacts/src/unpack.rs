@@ -369,7 +369,8 @@ fn leaf<R: Read>(dir: BorrowedFd, name: &OsStr, entry: &mut Entry<R>, kind: Entr
 }
 
 fn owner<R: Read>(entry: &Entry<R>) -> Result<(Uid, Gid)> {
-    let id = |n: io::Result<u64>| n.ok().and_then(|n| u32::try_from(n).ok()).filter(|n| *n != u32::MAX);
+    // A blank field is 0, as Go's reader has it.
+    let id = |n: io::Result<u64>| u32::try_from(n.unwrap_or(0)).ok().filter(|n| *n != u32::MAX);
     let uid = id(entry.header().uid()).ok_or_else(|| Error::Invalid("an owner in the layer is out of range".into()))?;
     let gid = id(entry.header().gid()).ok_or_else(|| Error::Invalid("a group in the layer is out of range".into()))?;
     Ok((Uid::from_raw(uid), Gid::from_raw(gid)))
