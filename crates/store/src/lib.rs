@@ -3,11 +3,19 @@
 //! Knows keys and bytes. Does not know kinds, JSON beyond one spliced field, users or HTTP. It refuses what Kubernetes
 //! never uses (after kine): no leases, no nested transactions, no range deletes.
 
+pub mod cache;
+pub mod limits;
+mod memory;
+
 use std::ops::Range;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+
+pub use cache::Cache;
+pub use memory::Memory;
 
 /// The one total order. 0 is "before everything"; the first write makes 1 or more.
 pub type Revision = u64;
@@ -44,7 +52,26 @@ pub enum Event {
     Delete { key: String, revision: Revision, previous: Entry },
 }
 
-#[derive(Debug, thiserror::Error)]
+impl Event {
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { entry, .. } => &entry.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Put { entry, .. } => entry.revision,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
+/// Events of one or several revisions, in order; a revision is never split over two batches.
+pub type Batch = Arc<[Event]>;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("{key}: expected {expected:?}, found revision {found:?}")]
     Conflict { key: String, expected: Expect, found: Option<Revision> },
@@ -56,6 +83,9 @@ pub enum Error {
     /// Another process holds the directory, another version wrote it, or the file is damaged.
     #[error("{0}")]
     Open(String),
+    /// The store was shut down.
+    #[error("the store is closed")]
+    Closed,
 }
 
 /// The contract of DESIGN.md §4. Every method is safe to call from many tasks.
@@ -69,9 +99,22 @@ pub trait Store: Send + Sync + 'static {
     /// All keys that begin with `prefix`, in byte order, and the revision of the snapshot they were read at.
     async fn range(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), Error>;
     /// Every event after `after`. The channel closes when the store does or when the reader falls hopelessly behind.
-    async fn watch(&self, after: Revision) -> Result<mpsc::Receiver<Event>, Error>;
+    async fn watch(&self, after: Revision) -> Result<mpsc::Receiver<Batch>, Error>;
     /// Forgets history up to and including `to`. Current values stay.
     async fn compact(&self, to: Revision) -> Result<(), Error>;
-    /// Held history: watches may start within it.
+    /// Held history: `watch(after)` is possible for every `after` in it; its last is the newest revision.
     async fn history(&self) -> Range<Revision>;
+}
+
+/// Whether a write may happen to a key that is at `found`. A delete needs something to delete.
+fn check(write: &Write, found: Option<Revision>) -> Result<(), Error> {
+    let expected = match write.expect {
+        Expect::Absent => found.is_none(),
+        Expect::At(revision) => found == Some(revision),
+        Expect::Any => true,
+    };
+    if expected && (write.value.is_some() || found.is_some()) {
+        return Ok(());
+    }
+    Err(Error::Conflict { key: write.key.clone(), expected: write.expect.clone(), found })
 }
