@@ -10,6 +10,7 @@ pub mod defaults;
 pub mod discovery;
 pub mod events;
 pub mod fields;
+pub mod limits;
 pub mod managed;
 pub mod names;
 pub mod openapi;
