@@ -10,6 +10,7 @@ pub mod objects;
 pub mod owners;
 pub mod selector;
 
+pub mod dns;
 pub mod endpoints;
 pub mod events_ttl;
 pub mod gc;
@@ -18,12 +19,17 @@ pub mod invariants;
 pub mod limits;
 pub mod namespace;
 pub mod node_lifecycle;
+pub mod pod_actions;
 pub mod pod_gc;
+pub mod pod_status;
+pub mod probes;
 pub mod replicas;
 pub mod rollout;
 pub mod root_ca;
+pub mod routes;
 pub mod schedule;
 pub mod serviceaccounts;
+pub mod services;
 
 pub use action::{Action, Kind, Plan, Propagation, Step, Target};
 
