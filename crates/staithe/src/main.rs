@@ -1,1 +1,60 @@
-fn main() {}
+//! The binary: what was typed, the one place where organs are put together, and exit codes.
+
+mod cli;
+mod context;
+mod output;
+mod settings;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    // These live without a runtime and without threads, so they come before anything else.
+    match words.next().as_ref().and_then(|w| w.to_str()) {
+        //SHIM
+        _ => {}
+    }
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: no runtime: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(cli.command));
+    // Standard input may hold a blocked reader: it must not hold the exit.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(e) => {
+            let (red, reset) = if output::colours() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
+            eprintln!("{red}error:{reset} {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<i32> {
+    match command {
+        Command::Up(_) | Command::Down(_) | Command::Install(_) => anyhow::bail!("x"),
+        Command::Status(args) => verbs::status::run(&args).await?,
+        Command::Get(args) => verbs::get::run(&args).await?,
+        Command::Describe(args) => verbs::describe::run(&args).await?,
+        Command::Apply(args) => verbs::apply::run(&args).await?,
+        Command::Delete(args) => verbs::delete::run(&args).await?,
+        Command::Scale(args) => verbs::rollout::scale(&args).await?,
+        Command::Rollout(args) => verbs::rollout::run(&args).await?,
+        Command::Logs(args) => verbs::logs::run(&args).await?,
+        Command::Exec(args) => return verbs::exec::run(&args).await,
+        Command::PortForward(args) => verbs::port_forward::run(&args).await?,
+        Command::Events(args) => verbs::events::run(&args).await?,
+        Command::Image(command) => verbs::image::run(command).await?,
+        Command::Completion { shell } => clap_complete::generate(shell, &mut Cli::command(), "staithe", &mut std::io::stdout()),
+    }
+    Ok(0)
+}
