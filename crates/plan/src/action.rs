@@ -260,6 +260,33 @@ pub fn merge_diff(from: &Value, to: &Value) -> Option<Value> {
     (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
+/// RFC 7396: applies a merge patch in place.
+pub fn merge(to: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else {
+        *to = patch.clone();
+        return;
+    };
+    if !to.is_object() {
+        *to = Value::Object(Map::new());
+    }
+    if let Value::Object(have) = to {
+        for (field, value) in fields {
+            if value.is_null() {
+                have.remove(field);
+            } else {
+                merge(have.entry(field.clone()).or_insert(Value::Null), value);
+            }
+        }
+    }
+}
+
+/// The object as a patch of its kind leaves it: for dry runs and simulated worlds.
+pub fn patched<K: Object>(seen: &K, patch: &Value) -> Result<K, serde_json::Error> {
+    let mut object = value(seen);
+    merge(&mut object, patch);
+    serde_json::from_value(object)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
