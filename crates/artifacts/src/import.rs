@@ -191,11 +191,10 @@ fn root_filesystem(blobs: &BlobStore, path: &Path, options: &ImportOptions) -> R
     let (digest, size) = take_stream(blobs, &mut decompress(file)?)?;
     let platform = machine_platform();
     let (os, architecture) = platform.split_once('/').unwrap_or(("linux", "amd64"));
-    let env = if options.env.is_empty() {
-        vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()]
-    } else {
-        options.env.clone()
-    };
+    let mut env = options.env.clone();
+    if !env.iter().any(|e| e.starts_with("PATH=")) {
+        env.insert(0, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string());
+    }
     let config = json!({
         "architecture": architecture, "os": os,
         "config": {

@@ -337,7 +337,12 @@ pub enum Image {
     /// List the images of this machine
     Ls(ImageLs),
     /// Remove names; what nothing uses any more is collected
-    Rm { #[arg(required = true)] names: Vec<String>, #[command(flatten)] at: ImageAt },
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        at: ImageAt,
+    },
     /// Push an image of this machine, or a file, to a registry
     Push(ImagePush),
 }
@@ -391,6 +396,8 @@ pub struct ImagePush {
     pub entrypoint: Vec<String>,
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub cmd: Vec<String>,
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
     /// USER:PASSWORD for the registry
     #[arg(long, env = "STAITHE_REGISTRY_CREDENTIALS", value_name = "USER:PASSWORD", hide_env_values = true)]
     pub credentials: Option<String>,

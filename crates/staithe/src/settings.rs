@@ -95,8 +95,22 @@ impl Given {
     pub fn or(self, other: Self) -> Self {
         macro_rules! merge { ($($field:ident),*) => { Self { $($field: self.$field.or(other.$field)),* } } }
         merge!(
-            data_dir, run_dir, instance, node_name, node_ip, pod_cidr, service_cidr, node_ports, api_port, registry_port, http_port,
-            https_port, dns_port, plain_registries, image_budget, node_grace
+            data_dir,
+            run_dir,
+            instance,
+            node_name,
+            node_ip,
+            pod_cidr,
+            service_cidr,
+            node_ports,
+            api_port,
+            registry_port,
+            http_port,
+            https_port,
+            dns_port,
+            plain_registries,
+            image_budget,
+            node_grace
         )
     }
 

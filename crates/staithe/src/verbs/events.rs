@@ -11,7 +11,8 @@ use crate::output;
 pub const HEADER: [&str; 5] = ["LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"];
 
 fn seen(event: &Value) -> Option<Timestamp> {
-    let times = [&event["lastTimestamp"], &event["series"]["lastObservedTime"], &event["eventTime"], &event["metadata"]["creationTimestamp"]];
+    let times =
+        [&event["lastTimestamp"], &event["series"]["lastObservedTime"], &event["eventTime"], &event["metadata"]["creationTimestamp"]];
     times.iter().find_map(|t| t.as_str()?.parse().ok())
 }
 
@@ -20,7 +21,8 @@ fn cells(event: &Value, now: Timestamp, namespaces: bool) -> Vec<String> {
     let times = event["count"].as_u64().filter(|n| *n > 1).map(|n| format!("{age} (x{n})")).unwrap_or(age);
     let about = &event["involvedObject"];
     let object = format!("{}/{}", text(&about["kind"]).to_lowercase(), text(&about["name"]));
-    let mut row = vec![times, text(&event["type"]).into(), text(&event["reason"]).into(), object, text(&event["message"]).trim().replace('\n', " ")];
+    let mut row =
+        vec![times, text(&event["type"]).into(), text(&event["reason"]).into(), object, text(&event["message"]).trim().replace('\n', " ")];
     if namespaces {
         row.insert(0, text(&event["metadata"]["namespace"]).into());
     }

@@ -15,9 +15,13 @@ pub fn embedded(port: u16) -> Vec<String> {
 
 fn open(at: &ImageAt) -> Result<Images> {
     if !at.data_dir.join("version").exists() {
-        bail!("{} is not a data directory of Staithe: start one with `sudo staithe up`, or name yours with --data-dir", at.data_dir.display());
+        bail!(
+            "{} is not a data directory of Staithe: start one with `sudo staithe up`, or name yours with --data-dir",
+            at.data_dir.display()
+        );
     }
-    let options = Options { root: at.data_dir.join("artifacts"), remote: Remote::new(vec![], vec![]), embedded: embedded(at.registry_port) };
+    let options =
+        Options { root: at.data_dir.join("artifacts"), remote: Remote::new(vec![], vec![]), embedded: embedded(at.registry_port) };
     Images::open(options).context("is this run as root?")
 }
 
@@ -101,7 +105,13 @@ async fn push(args: ImagePush) -> Result<()> {
             let stage = tempfile::tempdir()?;
             let options = Options { root: stage.path().into(), remote: Remote::new(vec![], vec![]), embedded: vec![] };
             let images = Images::open(options)?;
-            let how = ImportOptions { name: Some(args.name.clone()), entrypoint: args.entrypoint, cmd: args.cmd, ..Default::default() };
+            let how = ImportOptions {
+                name: Some(args.name.clone()),
+                entrypoint: args.entrypoint,
+                cmd: args.cmd,
+                env: args.env,
+                ..Default::default()
+            };
             let (_, digest) = import(&images, file, &how)?.pop().context("the file holds no image")?;
             images.push(&digest, &reference, credentials, &tell).await?;
         }
