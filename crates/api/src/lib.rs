@@ -12,7 +12,6 @@ pub mod events;
 pub mod fields;
 pub mod fieldset;
 pub mod limits;
-pub mod limits;
 pub mod managed;
 pub mod names;
 pub mod openapi;
