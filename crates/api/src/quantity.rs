@@ -88,19 +88,19 @@ impl Quantity {
         Self { format, ..self }
     }
 
-    /// Whole units, rounded up; saturates.
+    /// Whole units, rounded away from zero; saturates.
     pub fn as_units(self) -> i64 {
-        saturate(div_ceil(self.nanos, NANO))
+        saturate(div_up(self.nanos, NANO))
     }
 
-    /// Whole bytes, rounded up; saturates. The same as [`Quantity::as_units`], named for its use.
+    /// Whole bytes, rounded away from zero; saturates. The same as [`Quantity::as_units`], named for its use.
     pub fn as_bytes(self) -> i64 {
         self.as_units()
     }
 
-    /// Thousandths of a unit, rounded up; saturates.
+    /// Thousandths of a unit, rounded away from zero; saturates.
     pub fn as_millis(self) -> i64 {
-        saturate(div_ceil(self.nanos, NANO / 1000))
+        saturate(div_up(self.nanos, NANO / 1000))
     }
 
     /// Billionths of a unit.
@@ -153,9 +153,9 @@ fn saturate(n: i128) -> i64 {
     i64::try_from(n).unwrap_or(if n < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// Division that rounds towards plus infinity: a request is never understated.
-fn div_ceil(n: i128, by: i128) -> i128 {
-    n.div_euclid(by) + i128::from(n.rem_euclid(by) != 0)
+/// Division that rounds away from zero: a request is never understated.
+fn div_up(n: i128, by: i128) -> i128 {
+    n / by + if n % by == 0 { 0 } else { n.signum() }
 }
 
 impl fmt::Display for Quantity {
@@ -398,7 +398,7 @@ mod tests {
         assert_eq!((q("2Gi") - q("512Mi")).to_string(), "1536Mi");
         assert_eq!([q("100m"), q("200m")].into_iter().sum::<Quantity>().as_millis(), 300);
         assert_eq!(q("0.1m").as_millis(), 1);
-        assert_eq!(q("-0.1m").as_millis(), 0);
+        assert_eq!(q("-0.1m").as_millis(), -1);
         assert_eq!(q("1.5").as_units(), 2);
         assert_eq!(q("64Mi").as_bytes(), 64 << 20);
         assert_eq!(q("100E").as_bytes(), i64::MAX);

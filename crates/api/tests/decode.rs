@@ -1,8 +1,9 @@
-//! Protobuf bodies as Go clients write them, against the JSON that Go writes for the same objects.
+//! Protobuf bodies as Go clients write them, against the JSON that Go writes for the same objects; and mutations of all three
+//! encodings, which have to end in a value or a 400.
 //!
 //! The fixture alternates lines of hexadecimal protobuf (the serializer of `k8s.io/apimachinery` v0.33) and JSON.
 
-use api::decode::{self, PROTOBUF};
+use api::decode::{self, JSON, PROTOBUF, YAML};
 use api::{Value, schema};
 
 /// Pairs of protobuf bytes and JSON.
@@ -108,5 +109,31 @@ fn hostile_bytes_end_in_a_value_or_a_400() {
         let mut bytes = b"k8s\0".to_vec();
         bytes.extend((0..random.below(200)).map(|_| random.next() as u8));
         assert!(decode::decode(PROTOBUF, &bytes).is_err());
+    }
+}
+
+#[test]
+fn hostile_text_ends_in_a_value_or_a_400() {
+    let fixtures = fixtures();
+    let marks: &[u8] = b"{}[]\",:&*!|>-#%@`?\n\t\\0e<~ \xff";
+    let mut random = Random(2);
+    for round in 0..4_000 {
+        let json = &fixtures[random.below(fixtures.len())].1;
+        let mut text = if round % 2 == 0 { json.to_string().into_bytes() } else { serde_json::to_vec_pretty(json).unwrap() };
+        text.truncate(1 + random.below(text.len()).max(20));
+        for _ in 0..1 + random.below(6) {
+            let at = random.below(text.len());
+            text[at] = marks[random.below(marks.len())];
+        }
+        for content_type in [JSON, YAML] {
+            match decode::decode(content_type, &text) {
+                Ok(mut d) => {
+                    if let Some(schema) = schema::for_kind("", "v1", "Pod") {
+                        schema::check(schema, &mut d.object);
+                    }
+                }
+                Err(status) => assert_eq!(status.code, 400, "{}", String::from_utf8_lossy(&text)),
+            }
+        }
     }
 }
