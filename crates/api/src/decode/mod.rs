@@ -91,6 +91,13 @@ pub fn yaml(body: &[u8]) -> Result<Decoded, Status> {
     serde_saphyr::with_deserializer_from_str_with_options(text, options, |d| tree::read(d)).map_err(|e| wrong(&e))
 }
 
+/// The other way: a value as YAML that readers of 1.1 and 1.2 understand alike (`"yes"` and `"0644"` stay quoted).
+pub fn to_yaml(value: &Value) -> String {
+    let options = serde_saphyr::ser_options! { compact_list_indent: true };
+    // A JSON value has nothing that the writer refuses; were it so, JSON is YAML too.
+    serde_saphyr::to_string_with_options(value, options).unwrap_or_else(|_| value.to_string())
+}
+
 /// An object in Kubernetes' protobuf envelope, as kubectl and client-go send built-in kinds.
 pub fn protobuf(body: &[u8]) -> Result<Decoded, Status> {
     sized(body)?;
@@ -184,6 +191,17 @@ mod tests {
                 "base": {"a": 1, "b": 2}, "merged": {"a": 1, "b": 3}, "alias": {"a": 1, "b": 2}
             })
         );
+    }
+
+    #[test]
+    fn what_is_written_as_yaml_is_read_back() {
+        let value = json!({
+            "words": ["yes", "off", "y", "null", "~", "", " a ", "0644", "1e3", "2024-01-02", "1:30", "- a", "a: b", "#", "é", "true"],
+            "text": "#!/bin/sh\n  set -e\n\necho $1\n", "long": "word ".repeat(60), "tail": "a\n\n", "control": "\u{1}\t\r\n",
+            "numbers": [0, -1, 1.5, 9007199254740993i64], "none": null, "empty": {"map": {}, "list": []}, "yes": {"8080": [[1], {"a": [{}]}]},
+        });
+        let text = to_yaml(&value);
+        assert_eq!(yaml_value(&format!("# not JSON\n{text}")), value, "{text}");
     }
 
     #[test]
