@@ -4,8 +4,11 @@
 //! never uses (after kine): no leases, no nested transactions, no range deletes.
 
 pub mod cache;
+mod directory;
+mod embedded;
 pub mod limits;
 mod memory;
+mod seal;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +18,10 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 pub use cache::Cache;
+pub use directory::{DataDir, FORMAT};
+pub use embedded::{Embedded, Opener, Options};
 pub use memory::Memory;
+pub use seal::Keyring;
 
 /// The one total order. 0 is "before everything"; the first write makes 1 or more.
 pub type Revision = u64;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Events that a store keeps for watches to start in, over all keys.
 pub const HISTORY_EVENTS_MAX: usize = 10_000;
+/// And how many bytes of values that are no key's present one.
+pub const HISTORY_BYTES_MAX: usize = 64 << 20;
 /// Batches that may wait for one reader of the store (beyond what it asked for of the past); then it is cut off.
 pub const WATCH_BATCHES: usize = 4096;
 
