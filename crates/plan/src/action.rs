@@ -144,6 +144,12 @@ impl Action {
         Action::Delete { target: Target::of(object), resource_version: None, propagation: None, grace_seconds: None }
     }
 
+    /// Deletes what was seen only if it has not changed since.
+    pub fn delete_as_seen<K: Object>(object: &K) -> Self {
+        let resource_version = object.metadata().resource_version.clone();
+        Action::Delete { target: Target::of(object), resource_version, propagation: None, grace_seconds: None }
+    }
+
     /// The object it touches; of a collection, nothing.
     pub fn target(&self) -> Option<&Target> {
         match self {

@@ -31,6 +31,12 @@ impl<'a> Snapshot<'a> {
         owners::claim(self.set, &self.set.spec.as_ref().map(|s| s.selector.clone()).unwrap_or_default(), self.live())
     }
 
+    /// Pods of ours that were told to go and still run.
+    fn terminating(&self) -> i32 {
+        let ours = |p: &&&Pod| objects::controller_of(&p.metadata).is_some_and(|o| o.uid == objects::uid(self.set));
+        self.pods.iter().filter(ours).filter(|p| objects::deleting(**p) && !objects::terminated(p)).count() as i32
+    }
+
     fn live(&self) -> impl Iterator<Item = &'a Pod> + use<'a> {
         self.pods.iter().copied().filter(|p| objects::active(p))
     }
@@ -167,6 +173,8 @@ pub fn status(s: &Snapshot, failure: Option<(&str, &str)>, cx: &Cx) -> Plan {
         replicas: owned.len() as i32,
         fully_labeled_replicas: Some(count(&labelled)),
         ready_replicas: Some(count(&objects::ready)),
+        // A Deployment that recreates waits for those, too.
+        terminating_replicas: Some(s.terminating()),
         available_replicas: Some(count(&|p| objects::available(p, min_ready, cx.now))),
         observed_generation: s.set.metadata.generation,
         ..before
@@ -308,7 +316,7 @@ mod tests {
         assert_eq!(*subresource, Some("status"));
         let st = &patch["status"];
         assert_eq!((&st["replicas"], &st["readyReplicas"], &st["availableReplicas"]), (&json!(3), &json!(2), &json!(1)));
-        assert_eq!(st["observedGeneration"], 3);
+        assert_eq!((&st["observedGeneration"], &st["terminatingReplicas"]), (&json!(3), &json!(1)));
         assert_eq!(st["conditions"][0]["reason"], "FailedCreate");
     }
 }

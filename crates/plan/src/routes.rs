@@ -79,7 +79,7 @@ pub struct Route {
 pub struct Certificate {
     /// `namespace/name` of the Secret.
     pub secret: String,
-    /// Server names it is for, beside those it names itself.
+    /// Server names it is for: those that the Ingress lists beside it, else the hosts of its rules.
     pub hosts: BTreeSet<String>,
     pub certificate_pem: String,
     pub key_pem: String,
@@ -284,7 +284,12 @@ impl Planner<'_> {
         for tls in ingress.spec.iter().flat_map(|s| s.tls.iter().flatten()) {
             let Some(secret) = tls.secret_name.as_deref().filter(|s| !s.is_empty()) else { continue };
             let name = format!("{namespace}/{secret}");
-            let hosts = tls.hosts.iter().flatten().map(|h| h.to_ascii_lowercase());
+            let listed = tls.hosts.iter().flatten();
+            let ruled = ingress.spec.iter().flat_map(|s| s.rules.iter().flatten()).filter_map(|r| r.host.as_ref());
+            let hosts: BTreeSet<String> = match tls.hosts.as_deref() {
+                Some([_, ..]) => listed.map(|h| h.to_ascii_lowercase()).collect(),
+                _ => ruled.map(|h| h.to_ascii_lowercase()).collect(),
+            };
             if let Some(known) = self.certificates.get_mut(&name) {
                 known.hosts.extend(hosts);
                 continue;
@@ -293,7 +298,7 @@ impl Planner<'_> {
             let part = |key: &str| data.and_then(|d| d.get(key)).map(|b| String::from_utf8_lossy(&b.0).into_owned());
             match (part("tls.crt"), part("tls.key")) {
                 (Some(certificate_pem), Some(key_pem)) => {
-                    let certificate = Certificate { secret: name.clone(), hosts: hosts.collect(), certificate_pem, key_pem };
+                    let certificate = Certificate { secret: name.clone(), hosts, certificate_pem, key_pem };
                     self.certificates.insert(name, certificate);
                 }
                 _ => {

@@ -53,6 +53,13 @@ impl Plan {
     }
 }
 
+/// A reason, and the container it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    pub container: String,
+    pub reason: Reason,
+}
+
 /// `restartPolicy` of the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartPolicy {
@@ -93,7 +100,7 @@ fn pod_id(pod: &Pod) -> String {
 
 /// Plans for one pod. `observed` must hold what is under way: a container being started is [`State::Starting`], one being
 /// stopped has `stop_by`, a sandbox being made is [`Sandbox::Creating`].
-pub fn plan(pod: &Pod, observed: &Observed, cx: &Cx) -> (Plan, Vec<Reason>) {
+pub fn plan(pod: &Pod, observed: &Observed, cx: &Cx) -> (Plan, Vec<Told>) {
     let mut planner = Planner { pod, observed, now: cx.now, plan: Plan::default(), reasons: Vec::new() };
     planner.run();
     (planner.plan, planner.reasons)
@@ -104,7 +111,7 @@ struct Planner<'a> {
     observed: &'a Observed,
     now: Timestamp,
     plan: Plan,
-    reasons: Vec<Reason>,
+    reasons: Vec<Told>,
 }
 
 /// Why a pod ends.
@@ -221,7 +228,7 @@ impl Planner<'_> {
             let message = format!("back-off {} restarting failed container={} pod={id}", go_duration(step), spec.name);
             self.plan.waiting.insert(spec.name.clone(), Waiting::new("CrashLoopBackOff", message));
             self.plan.wake(until);
-            self.reasons.push(Reason::warning("BackOff", format!("Back-off restarting failed container {} in pod {id}", spec.name)));
+            self.tell(spec, Reason::warning("BackOff", format!("Back-off restarting failed container {} in pod {id}", spec.name)));
             return;
         }
         let next = Restarts::next(container.restarts, exit.finished_at, self.now);
@@ -241,8 +248,8 @@ impl Planner<'_> {
         if waiting.reason == "ErrImagePull" && self.now >= after(at, crate::limits::PULL_ERROR_SHOWN) {
             let message = format!("Back-off pulling image \"{image}\": ErrImagePull: {}", waiting.message);
             self.plan.waiting.insert(spec.name.clone(), Waiting::new("ImagePullBackOff", message));
-            self.reasons.push(Reason::normal("BackOff", format!("Back-off pulling image \"{image}\"")));
-            self.reasons.push(Reason::warning("Failed", "Error: ImagePullBackOff"));
+            self.tell(spec, Reason::normal("BackOff", format!("Back-off pulling image \"{image}\"")));
+            self.tell(spec, Reason::warning("Failed", "Error: ImagePullBackOff"));
         } else if waiting.reason == "ErrImagePull" {
             self.plan.wake(after(at, crate::limits::PULL_ERROR_SHOWN));
         }
@@ -338,11 +345,15 @@ impl Planner<'_> {
         match container.stop_by {
             Some(before) if before <= by => return,
             Some(_) => {}
-            None => self.reasons.push(Reason::normal("Killing", why)),
+            None => self.tell(spec, Reason::normal("Killing", why)),
         }
         let running = matches!(container.state, State::Running { .. });
         let hook = running && container.stop_by.is_none() && spec.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some());
         self.plan.actions.push(Action::Stop { container: spec.name.clone(), by, hook });
+    }
+
+    fn tell(&mut self, spec: &Spec, reason: Reason) {
+        self.reasons.push(Told { container: spec.name.clone(), reason });
     }
 
     fn state(&self, name: &str) -> &State {

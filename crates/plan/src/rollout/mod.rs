@@ -1,17 +1,18 @@
 //! Deployments: from one template to the next, never fewer ready than allowed and never more pods than allowed.
 //!
-//! Knows ReplicaSets by their spec and status, and pods only to see that none of the old runs (Recreate). Does not know nodes.
+//! Knows ReplicaSets by their spec and status. Does not know pods or nodes.
 //!
 //! Source: upstream's deployment controller, with one rule of our own: **while a ReplicaSet has not observed its last
 //! change of spec, no other is grown or shrunk**, and a ReplicaSet counts for surge with the larger of spec and status, for
-//! availability with the smaller. So the two promises hold for pods as they are, not only for the sum of the specs.
+//! availability with the smaller. So the two promises hold for pods as they are, not only for the sum of the specs. What it
+//! asks of its caller: a snapshot that holds the caller's own earlier writes.
 
 mod scale;
 mod status;
 mod work;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::{Action, Cx, Plan, Reason, Step, objects, owners, selector};
@@ -23,8 +24,6 @@ pub struct Snapshot<'a> {
     pub deployment: &'a Deployment,
     /// All ReplicaSets of the namespace.
     pub sets: &'a [&'a ReplicaSet],
-    /// All pods of the namespace; looked at for `Recreate` only, and may be empty otherwise.
-    pub pods: &'a [&'a Pod],
     /// What the API answered when the new ReplicaSet could not be created, if that is how the last plan ended.
     pub create_failure: Option<&'a str>,
 }
@@ -81,7 +80,7 @@ pub fn plan(s: &Snapshot, cx: &Cx) -> (Plan, Vec<Reason>) {
         }
         work.current_status();
     } else if is_recreate(spec) {
-        recreate(&mut work, s);
+        recreate(&mut work);
     } else {
         rolling(&mut work);
     }
@@ -101,16 +100,15 @@ fn rolling(work: &mut Work) {
 }
 
 /// All of the old go before the first of the new comes.
-fn recreate(work: &mut Work, s: &Snapshot) {
+fn recreate(work: &mut Work) {
     work.sync_revisions(false);
-    let scaled_down = work.stop_old();
-    if !scaled_down && !old_pods_run(work, s) {
+    if !work.stop_old() && work.old_is_gone() {
         work.sync_revisions(true);
         if work.collided {
             return;
         }
         let wanted = work.replicas;
-        if let Some(new) = work.new {
+        if let Some(new) = work.new.filter(|new| work.spec_of(*new) != wanted) {
             work.resize(new, wanted);
         }
         if work.complete() {
@@ -118,12 +116,6 @@ fn recreate(work: &mut Work, s: &Snapshot) {
         }
     }
     work.rollout_status();
-}
-
-/// Whether a pod of an old ReplicaSet still runs, one that is terminating included.
-fn old_pods_run(work: &Work, s: &Snapshot) -> bool {
-    let old: Vec<&str> = work.old().map(|i| objects::uid(&work.sets[i].now)).collect();
-    s.pods.iter().any(|p| !objects::terminated(p) && objects::controller_of(&p.metadata).is_some_and(|o| old.contains(&o.uid.as_str())))
 }
 
 /// Whether two templates say the same, the hash label aside.

@@ -20,6 +20,11 @@ impl Work<'_> {
             [one] => Some(one),
             _ => None,
         };
+        let total: i32 = alive.iter().map(|i| self.spec_of(*i)).sum();
+        let allowed = if self.replicas > 0 { self.replicas + self.room.surge } else { 0 };
+        if allowed > total && !self.at_rest() {
+            return;
+        }
         if let Some(one) = single {
             self.resize(one, self.replicas);
         } else if self.saturated() {
@@ -27,8 +32,13 @@ impl Work<'_> {
                 self.resize(i, 0);
             }
         } else if !is_recreate(self.spec) {
-            self.scale_in_proportion(alive);
+            self.scale_in_proportion(alive, allowed - total);
         }
+    }
+
+    /// No ReplicaSet has more pods than it shall have, or may not know that it has.
+    fn at_rest(&self) -> bool {
+        self.settled() && self.sets.iter().all(|rs| status_replicas(&rs.now) <= spec_replicas(&rs.now))
     }
 
     /// The new ReplicaSet carries the Deployment alone.
@@ -40,10 +50,7 @@ impl Work<'_> {
     }
 
     /// Spreads the difference over all live ReplicaSets by their size: a bad rollout does not get the whole growth.
-    fn scale_in_proportion(&mut self, mut alive: Vec<usize>) {
-        let total: i32 = alive.iter().map(|i| self.spec_of(*i)).sum();
-        let allowed = if self.replicas > 0 { self.replicas + self.room.surge } else { 0 };
-        let to_add = allowed - total;
+    fn scale_in_proportion(&mut self, mut alive: Vec<usize>, to_add: i32) {
         // Largest first; among equals the newer grows first and the older shrinks first.
         alive.sort_by_key(|i| (-self.spec_of(*i), if to_add > 0 { -(*i as i64) } else { *i as i64 }));
         let mut added = 0;

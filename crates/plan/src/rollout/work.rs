@@ -127,6 +127,14 @@ impl<'a> Work<'a> {
         self.sets.iter().all(|rs| rs.seen.is_some_and(observed))
     }
 
+    /// No pod of an old ReplicaSet runs, one that is terminating included.
+    pub fn old_is_gone(&self) -> bool {
+        self.old().filter_map(|i| self.sets[i].seen).all(|rs| {
+            let terminating = rs.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0);
+            observed(rs) && status_replicas(rs) == 0 && terminating == 0
+        })
+    }
+
     /// Sizes a ReplicaSet and notes for which Deployment it was sized.
     pub fn resize(&mut self, i: usize, to: i32) {
         let (desired, max) = (self.replicas, self.replicas + self.room.surge);
@@ -252,7 +260,7 @@ impl<'a> Work<'a> {
             }
         }
         let sets: Vec<_> = self.sets.iter().filter_map(step_of).collect();
-        self.plan.wave(sets).wave(self.delete.iter().map(|rs| Action::delete(*rs)));
+        self.plan.wave(sets).wave(self.delete.iter().map(|rs| Action::delete_as_seen(*rs)));
         let mut wanted = self.deployment.clone();
         wanted.metadata.annotations = (!self.annotations.is_empty()).then_some(self.annotations);
         let notes = Action::patch(self.deployment, &wanted, None);
