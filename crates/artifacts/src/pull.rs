@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{Either, Full};
@@ -50,10 +51,9 @@ pub async fn pull(session: &Session, wanted: &str, blobs: &BlobStore, progress: 
     let total: u64 = wanted.iter().map(|d| d.size).sum();
     let done = AtomicU64::new(0);
     let tell = |bytes: u64| progress(Progress { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
-    stream::iter(wanted.iter().map(|d| fetch_blob(session, &d.digest, d.size, blobs, &tell)))
-        .buffer_unordered(limits::FETCHES_AT_ONCE)
-        .try_collect::<Vec<()>>()
-        .await?;
+    let fetches: Vec<BoxFuture<'_, Result<()>>> =
+        wanted.iter().map(|d| fetch_blob(session, &d.digest, d.size, blobs, &tell).boxed()).collect();
+    stream::iter(fetches).buffer_unordered(limits::FETCHES_AT_ONCE).try_collect::<Vec<()>>().await?;
     Ok(Resolved { digest, manifest: parsed, index })
 }
 

@@ -2,8 +2,11 @@
 
 mod cli;
 mod context;
+mod down;
+mod install;
 mod output;
 mod settings;
+mod up;
 mod verbs;
 
 use std::process::ExitCode;
@@ -15,7 +18,7 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
     // These live without a runtime and without threads, so they come before anything else.
     match words.next().as_ref().and_then(|w| w.to_str()) {
-        //SHIM
+        Some("shim") => container::shim_main(words),
         _ => {}
     }
     let cli = Cli::parse();
@@ -41,7 +44,9 @@ fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<i32> {
     match command {
-        Command::Up(_) | Command::Down(_) | Command::Install(_) => anyhow::bail!("x"),
+        Command::Up(args) => up::run(&args).await?,
+        Command::Down(args) => down::run(&args).await?,
+        Command::Install(args) => install::run(&args)?,
         Command::Status(args) => verbs::status::run(&args).await?,
         Command::Get(args) => verbs::get::run(&args).await?,
         Command::Describe(args) => verbs::describe::run(&args).await?,
