@@ -239,6 +239,13 @@ impl<K: Object> Informer<K> {
         tokio::time::timeout(REACHED_TIMEOUT, there).await.is_ok()
     }
 
+    /// Waits until the snapshot is as `wanted`: for deletions, whose answers name no revision. False after 5 s.
+    pub async fn until(&self, wanted: impl Fn(&Snapshot<K>) -> bool + Send) -> bool {
+        let mut progress = self.shared.progress.subscribe();
+        let there = progress.wait_for(|_| wanted(&self.shared.state.load()));
+        tokio::time::timeout(REACHED_TIMEOUT, there).await.is_ok()
+    }
+
     /// Calls `listener` for every object there is (as created) and for every change from now on, from the informer's
     /// task: it must be quick and must not wait. The snapshot already holds the change.
     pub fn on_change(&self, listener: impl Fn(&Change<K>) + Send + Sync + 'static) {
