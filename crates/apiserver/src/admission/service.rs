@@ -113,10 +113,11 @@ impl Allocators {
         let scan = |from: u32, to: u32| {
             let span = to.saturating_sub(from).max(1);
             let start = (self.ids.next_u64() % u64::from(span)) as u32;
-            (0..span).map(move |i| from + (start + i) % span).map(|n| self.nth(n)).find(|a| self.contains(*a) && !taken.contains(a))
+            // The first and tenth are the cluster's own, also before their Services stand.
+            let offsets = (0..span).map(move |i| from + (start + i) % span).filter(|n| !matches!(n, 1 | 10));
+            offsets.map(|n| self.nth(n)).find(|a| self.contains(*a) && !taken.contains(a))
         };
-        // The first and tenth are the cluster's own, also before their Services stand.
-        scan(split, last).or_else(|| scan(11, split)).or_else(|| scan(2, 10))
+        scan(split, last).or_else(|| scan(2, split))
     }
 
     fn free_port(&self, taken: &BTreeSet<u16>) -> Option<u16> {
