@@ -1,11 +1,31 @@
-//! The container driver and its shim: namespaces, cgroups, overlay, seccomp.
+//! The container driver and its shim.
+//!
+//! The agent's half (`ContainerDriver`) starts one shim a pod by executing the program again, and talks to it over a
+//! socket. The shim's half (`shim_main`) is a container runtime of our own: namespaces, control groups, overlay mounts,
+//! capabilities and system call filters by direct calls to the kernel, in a process without threads. Neither half knows
+//! anything of images, of the network's set-up or of the API.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+mod cgroup;
 mod client;
+mod identity;
+mod limits;
+mod process;
+mod proto;
+mod rootfs;
+mod seccomp;
+mod shim;
+mod supported;
+mod sweep;
+mod sys;
+mod target;
 
 pub use client::ContainerDriver;
+pub use shim::shim_main;
+pub use supported::supported;
+pub use sweep::sweep;
 
 /// Where a driver keeps its things, and how its shim is started.
 #[derive(Debug, Clone)]
@@ -32,20 +52,4 @@ impl Config {
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
         }
     }
-}
-
-/// The shim's whole life; `args` are what follows the word `shim`. Call it first thing in `main`, before any thread.
-pub fn shim_main(_args: impl IntoIterator<Item = OsString>) -> ! {
-    std::process::exit(70)
-}
-
-/// What `down` takes away: every shim, process, control group and mount of the instance, also where the state directory
-/// is partial. Each line names one thing; with `dry_run` they are only listed.
-pub fn sweep(_instance: &str, _run_dir: &Path, _dry_run: bool) -> Vec<String> {
-    Vec::new()
-}
-
-/// Kernel features that are missing here, in words; empty on a machine that can run containers.
-pub fn supported() -> Vec<String> {
-    Vec::new()
 }
