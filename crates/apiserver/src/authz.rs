@@ -337,9 +337,8 @@ fn build(parsed: &Parsed) -> Index {
             _ => bindings.push((plural, namespace, object)),
         }
     }
-    for (name, role) in aggregated {
-        let rules = aggregate(role, parsed);
-        index.cluster_roles.insert(name.to_string(), rules.into());
+    for (name, rules) in aggregated_rules(aggregated, parsed) {
+        index.cluster_roles.insert(name, rules);
     }
     for (plural, namespace, binding) in bindings {
         let role = binding["roleRef"]["name"].as_str().unwrap_or_default().to_string();
@@ -368,23 +367,20 @@ fn build(parsed: &Parsed) -> Index {
     index
 }
 
-/// A role's own rules and those of all cluster roles that its aggregation selectors choose.
-fn aggregate(role: &Value, parsed: &Parsed) -> Vec<Rule> {
-    let mut rules = Rule::all_of(role);
-    let selectors = role["aggregationRule"]["clusterRoleSelectors"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for (key, (_, other)) in parsed {
-        if !key.starts_with("rbac.authorization.k8s.io/clusterroles/") || other["aggregationRule"].is_object() {
-            continue;
-        }
-        let chosen = selectors.iter().any(|selector| {
-            let wanted = selector["matchLabels"].as_object();
-            wanted.is_some_and(|w| !w.is_empty() && w.iter().all(|(k, v)| other["metadata"]["labels"].get(k) == Some(v)))
-        });
-        if chosen {
-            rules.extend(Rule::all_of(other).into_iter().filter(|r| !rules.contains(r)).collect::<Vec<_>>());
+/// The rules of the roles that collect those of others. One may collect another (`admin` has `edit`, which has `view`).
+fn aggregated_rules(roles: Vec<(&str, &Arc<Value>)>, parsed: &Parsed) -> Vec<(String, Rules)> {
+    const DEPTH_MAX: usize = 3;
+    let prefix = format!("{GROUP}/clusterroles/");
+    let mut all: Vec<Value> = parsed.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, (_, role))| (**role).clone()).collect();
+    for _ in 0..DEPTH_MAX {
+        for i in 0..all.len() {
+            if let Some(rules) = api::rbac::aggregate(&all[i], &all) {
+                all[i]["rules"] = rules.into();
+            }
         }
     }
-    rules
+    let of = |name: &str| all.iter().find(|r| r["metadata"]["name"] == name).map(Rule::all_of).unwrap_or_default();
+    roles.into_iter().map(|(name, _)| (name.to_string(), of(name).into())).collect()
 }
 
 #[cfg(test)]

@@ -1,12 +1,11 @@
 //! What every cluster has: namespaces, roles, classes, the `kubernetes` and DNS Services. Made at start, kept as they are
 //! where users changed them, completed where something is missing.
 
-mod roles;
-
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::{Status, Value};
+use futures_util::future::join_all;
 use http::Method;
 use serde_json::json;
 
@@ -17,15 +16,14 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 impl Server {
     /// Makes what is missing. Safe to repeat; call it before serving.
     pub async fn bootstrap(self: &Arc<Self>) -> Result<(), Status> {
-        for name in NAMESPACES {
-            self.ensure("/api/v1/namespaces", json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } })).await?;
-        }
-        for object in roles::all() {
-            self.ensure_role(object).await?;
-        }
-        for (path, object) in classes() {
-            self.ensure(path, object).await?;
-        }
+        let namespace = |name: &&str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+        let namespaces = NAMESPACES.iter().map(|name| self.ensure("/api/v1/namespaces", namespace(name)));
+        join_all(namespaces).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        // Together, so that the store commits them together.
+        let roles = api::rbac::bootstrap().into_iter().map(|object| self.ensure_role(object));
+        join_all(roles).await.into_iter().collect::<Result<Vec<()>, _>>()?;
+        let classes = classes().into_iter().map(|(path, object)| self.ensure(path, object));
+        join_all(classes).await.into_iter().collect::<Result<Vec<_>, _>>()?;
         self.ensure_services().await?;
         self.publish_endpoints().await
     }
@@ -50,7 +48,7 @@ impl Server {
         let namespace = wanted["metadata"]["namespace"].as_str().map_or(String::new(), |ns| format!("/namespaces/{ns}"));
         let path = format!("/apis/rbac.authorization.k8s.io/v1{namespace}/{kind}s");
         let mut found = self.ensure(&path, wanted.clone()).await?;
-        if found["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] == "false" {
+        if found["metadata"]["annotations"][api::rbac::AUTOUPDATE] == "false" {
             return Ok(());
         }
         let mut incomplete = false;
