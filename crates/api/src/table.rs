@@ -147,12 +147,7 @@ fn core() -> Vec<Resource> {
             short: &["sa"],
             subresources: const { &[foreign("token", "authentication.k8s.io/v1", "TokenRequest", CREATE)] },
             columns: c::core::SERVICE_ACCOUNT,
-            hooks: Hooks {
-                default: d::core::service_account,
-                validate: v::core::service_account,
-                fields: f::none,
-                cells: c::core::service_account,
-            },
+            hooks: Hooks { default: d::none, validate: v::core::service_account, fields: f::none, cells: c::core::service_account },
             ..kind("ServiceAccount", ("serviceaccounts", "serviceaccount"))
         },
         Resource {
