@@ -81,13 +81,16 @@ impl Embedded {
     }
 
     fn open_file(path: PathBuf, options: Options) -> Result<Self, Error> {
+        if !path.exists() {
+            create(&path)?;
+        }
         let file = path.clone();
         let opener: Opener = Box::new(move || {
             // After a failed fsync the kernel's cached pages are not what is on disk: read them from there.
             if let Ok(file) = std::fs::File::open(&file) {
                 let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
             }
-            redb::Builder::new().set_cache_size(ENGINE_CACHE_BYTES).create(&file)
+            engine().open(&file)
         });
         let (mut database, index) = start(&opener)?;
         // Give the disk back what a past peak took, when that is most of the file.
@@ -157,6 +160,26 @@ fn open_log(database: &Database) -> Result<Option<Log>, Error> {
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
         Err(e) => Err(damaged(e)),
     }
+}
+
+fn engine() -> redb::Builder {
+    let mut engine = redb::Builder::new();
+    engine.set_cache_size(ENGINE_CACHE_BYTES);
+    engine
+}
+
+/// Makes the engine's file under another name first: power loss meanwhile leaves none, not half of one.
+fn create(path: &Path) -> Result<(), Error> {
+    let new = path.with_extension("new");
+    let made = || -> std::io::Result<()> {
+        if new.exists() {
+            std::fs::remove_file(&new)?;
+        }
+        engine().create(&new).map_err(|e| std::io::Error::other(explain(&e)))?;
+        std::fs::rename(&new, path)?;
+        std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    made().map_err(|e| Error::Open(e.to_string()))
 }
 
 fn start(opener: &Opener) -> Result<(Database, Index), Error> {
