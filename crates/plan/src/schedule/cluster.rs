@@ -151,6 +151,10 @@ impl Cluster {
         self.set_pod(Arc::new(placed));
     }
 
+    pub fn has_pod(&self, uid: &str) -> bool {
+        self.places.contains_key(uid)
+    }
+
     pub fn remove_pod(&mut self, uid: &str) {
         let Some(node) = self.places.remove(uid) else { return };
         if let Some(info) = self.infos.get_mut(&node) {
