@@ -17,6 +17,8 @@ pub struct Info {
     pub resource: String,
     pub name: String,
     pub subresource: String,
+    /// The one name that a list, watch or deletion of many is narrowed to (`metadata.name=x`), for RBAC's `resourceNames`.
+    pub only: String,
     /// What follows the subresource: the path of a proxy request, without its leading slash.
     pub rest: String,
     /// RBAC's verb: `get list watch create update patch delete deletecollection`, or the lower-case method.
@@ -56,8 +58,8 @@ impl Info {
         }
         info.place(&parts[rest..], &raw[rest..])?;
         info.verb = verb(method, &info.name, watch_prefix || query.watch()).to_string();
-        if info.name.is_empty() && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
-            info.name = query.name_in_field_selector();
+        if matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+            info.only = if info.name.is_empty() { query.name_in_field_selector() } else { info.name.clone() };
         }
         Ok(info)
     }
@@ -102,7 +104,7 @@ impl Info {
             resource: self.resource.clone(),
             subresource: self.subresource.clone(),
             namespace: self.namespace.clone(),
-            name: self.name.clone(),
+            name: if self.name.is_empty() { self.only.clone() } else { self.name.clone() },
             path: String::new(),
         }
     }
@@ -174,7 +176,6 @@ impl Query {
         self.get("watch").is_some_and(|v| !matches!(v, "false" | "0" | "False" | "FALSE" | "f" | "F"))
     }
 
-    /// `metadata.name=x` in a field selector narrows a list to one name, for RBAC's `resourceNames`, too.
     fn name_in_field_selector(&self) -> String {
         let Some(selector) = self.text("fieldSelector") else { return String::new() };
         let name = selector.split(',').find_map(|t| t.trim().strip_prefix("metadata.name="));
@@ -219,7 +220,7 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/pods/p/log", "get||pods|a|p|log"),
             ("DELETE", "/apis/apps/v1/namespaces/a/deployments", "deletecollection|apps|deployments|a||"),
             ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "patch|apps|deployments|a|d|scale"),
-            ("GET", "/api/v1/pods?fieldSelector=metadata.name%3Dx", "list||pods||x|"),
+            ("GET", "/api/v1/pods?fieldSelector=metadata.name%3Dx", "list||pods|||"),
             ("GET", "/healthz", "get|||||"),
             ("GET", "/apis/apps/v1", "get|||||"),
         ];
@@ -228,6 +229,7 @@ mod tests {
             let got = [&i.verb, &i.group, &i.resource, &i.namespace, &i.name, &i.subresource].map(String::as_str).join("|");
             assert_eq!(&got, expect, "{method} {uri}");
         }
+        assert_eq!(parse("GET", "/api/v1/pods?fieldSelector=metadata.name%3Dx").attributes().name, "x");
         assert_eq!(parse("GET", "/api/v1/namespaces/a/pods/p:80/proxy/x/y%20z").rest, "x/y%20z");
     }
 

@@ -194,10 +194,11 @@ impl Server {
         if verb == "watch" {
             return generic::watch(&mut cx).await;
         }
+        // The body first: a client that is slow to send one must not hold a place that others could use.
+        let (headers, body) = read_body(request).await?;
         let _permit = self.in_flight.try_acquire().map_err(|_| {
             Status::new(Reason::TooManyRequests, "the server has received too many requests and has asked us to try again later")
         })?;
-        let (headers, body) = read_body(request).await?;
         let mut response = if info.subresource.is_empty() && !row.virtual_kind {
             generic::serve(&mut cx, &headers, body).await?
         } else {
@@ -208,6 +209,9 @@ impl Server {
     }
 
     async fn stream(self: &Arc<Self>, info: &Info, query: &Query, request: &mut Request<Body>) -> Result<Response<Body>, Status> {
+        if info.subresource == "proxy" && info.group.is_empty() && !info.name.is_empty() {
+            return streams::proxy(self, info, request).await;
+        }
         if info.resource != "pods" || !info.group.is_empty() || info.name.is_empty() {
             return Err(not_found());
         }

@@ -5,6 +5,7 @@
 mod ingress;
 mod limit_range;
 mod namespace;
+mod node;
 mod pod;
 mod service;
 
@@ -17,6 +18,7 @@ use crate::Server;
 use crate::server::RowRef;
 
 pub use namespace::{check_delete, check_open};
+pub use node::check_agent;
 pub use service::Allocators;
 
 /// One write, as admission sees it.
@@ -59,7 +61,7 @@ pub fn admit(cx: &Admission, object: &mut Value) -> Result<(), Status> {
         }
     }
     if cx.row.group == crate::authz::GROUP {
-        cx.server.rbac.check_escalation(cx.who, cx.row.plural, cx.namespace, object)?;
+        cx.server.rbac.check_escalation(cx.who, cx.row.plural, cx.namespace, object, cx.old)?;
     }
     Ok(())
 }

@@ -43,6 +43,7 @@ async fn insert_once(cx: &mut Cx<'_>, mut object: Value, change: &Change<'_>, ge
     if cx.row.namespaced() {
         admission::check_open(&cx.server.state, cx.row.group, cx.row.plural, cx.namespace(), &name)?;
     }
+    admission::check_agent(&cx.who, cx.row, &object)?;
     // What an object has come to is not for its creator to say; a node's agent registers with its status.
     if cx.row.has_status
         && cx.row.plural != "nodes"

@@ -121,6 +121,7 @@ pub async fn remove(cx: &Cx<'_>, key: &str, options: &Options) -> Result<Removed
 async fn remove_once(cx: &Cx<'_>, existing: &Arc<Object>, options: &Options) -> Result<Option<Removed>, Status> {
     let old = cx.value_of(existing)?;
     admission::check_delete(cx.row.plural, cx.row.group, meta::text(&old, "name"))?;
+    admission::check_agent(&cx.who, cx.row, &old)?;
     check_preconditions(cx, &old, options)?;
     let mut new = old.clone();
     let mut grace = Grace::Now;

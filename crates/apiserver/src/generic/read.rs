@@ -20,6 +20,8 @@ use crate::server::RowRef;
 pub struct Filter {
     labels: Selector,
     fields: FieldSelector,
+    /// Not empty: only this name.
+    only: String,
     row: RowRef,
 }
 
@@ -29,22 +31,20 @@ impl Filter {
         let labels = Selector::parse(cx.query.get("labelSelector").unwrap_or_default()).map_err(|e| wrong(&e))?;
         let fields = FieldSelector::parse(cx.query.get("fieldSelector").unwrap_or_default()).map_err(|e| wrong(&e))?;
         fields.check(cx.row).map_err(|e| Status::bad_request(e.to_string()))?;
-        Ok(Filter { labels, fields, row: cx.row })
+        Ok(Filter { labels, fields, only: cx.info.only.clone(), row: cx.row })
     }
 
     pub fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything()
+        self.labels.is_everything() && self.fields.is_everything() && self.only.is_empty()
     }
 
     pub fn matches(&self, object: &Object) -> bool {
-        if !self.labels.matches_with(|key| object.label(key)) {
+        let named = self.only.is_empty() || self.only == object.name();
+        if !named || !self.labels.matches_with(|key| object.label(key)) {
             return false;
         }
         if self.fields.is_everything() {
             return true;
-        }
-        if self.fields.required("metadata.name").is_some_and(|name| name != object.name()) {
-            return false;
         }
         let Ok(mut value) = serde_json::from_slice::<Value>(&object.json()) else { return false };
         if let Some(alias) = self.row.alias {

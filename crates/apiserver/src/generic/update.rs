@@ -81,6 +81,7 @@ pub async fn write(
 /// The state that will be stored: the proposal with everything that is not the writer's to say.
 fn settle(cx: &mut Cx, change: &Change, mut new: Value, old: &Value) -> Result<Value, Status> {
     cx.check_kind(&mut new)?;
+    admission::check_agent(&cx.who, cx.row, old)?;
     preconditions(cx, &new, old)?;
     meta::place(cx, &mut new)?;
     meta::carry_over(&mut new, old);

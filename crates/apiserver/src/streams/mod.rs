@@ -5,12 +5,14 @@
 mod exec;
 mod logs;
 mod portforward;
+mod proxy;
 mod spdy;
 mod upgrade;
 
 pub use exec::exec;
 pub use logs::logs;
 pub use portforward::port_forward;
+pub use proxy::proxy;
 
 use std::sync::Arc;
 

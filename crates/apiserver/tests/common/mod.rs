@@ -1,6 +1,8 @@
 //! A server over the memory store, in process and over TLS on loopback, and kubectl against it.
 #![allow(dead_code)]
 
+pub mod agent;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
