@@ -256,6 +256,9 @@ impl driver::Driver for ContainerDriver {
             return Ok(());
         }
         self.0.bury(uid).await?;
+        // Layers of a pod that was lost, or of one before a crash of the machine: an overlay cannot use them again.
+        let roots = self.0.roots(uid);
+        blocking(move || gone(fs::remove_dir_all(roots))).await?.map_err(|e| failed("removing old files of the pod", e))?;
         self.0.launch(pod).await.inspect_err(|_| drop(self.0.forget_files(uid)))
     }
 

@@ -131,8 +131,11 @@ pub fn json_frame(message: &impl Serialize) -> Vec<u8> {
 #[error("a frame of {0} bytes")]
 pub struct BadFrame(usize);
 
-/// The first whole frame of what has arrived: its channel, its payload, and the bytes it takes.
-pub fn parse(buffer: &[u8]) -> Result<Option<(u8, &[u8], usize)>, BadFrame> {
+/// A channel, a payload, and the bytes that the frame takes.
+pub type Frame<'a> = (u8, &'a [u8], usize);
+
+/// The first whole frame of what has arrived.
+pub fn parse(buffer: &[u8]) -> Result<Option<Frame<'_>>, BadFrame> {
     let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
     let len = u32::from_be_bytes(*head) as usize;
     if len == 0 || len > limits::FRAME_MAX {

@@ -136,22 +136,23 @@ impl Builder<'_> {
     /// The container's own groups: one mount on version 2, a directory a controller on version 1.
     fn cgroups(&self, group: &Group<'_>, attrs: MountAttrFlags) -> Step {
         let views = group.views();
-        if views.iter().any(|(name, ..)| !name.is_empty()) {
-            let base = self.fs("tmpfs", "/sys/fs/cgroup", &[("mode", "755")], HARMLESS)?;
-            for (name, _, controllers) in &views {
-                rustix::fs::mkdirat(&base, name, Mode::from_raw_mode(0o755)).doing(|| format!("/sys/fs/cgroup/{name}"))?;
-                for alias in controllers.iter().filter(|c| *c != name) {
-                    rustix::fs::symlinkat(name, &base, *alias).doing(|| format!("/sys/fs/cgroup/{alias}"))?;
+        let base = match views.iter().any(|(name, ..)| !name.is_empty()) {
+            true => Some(self.fs("tmpfs", "/sys/fs/cgroup", &[("mode", "755")], HARMLESS)?),
+            false => None,
+        };
+        for (name, dir, controllers) in views {
+            if let Some(base) = &base {
+                rustix::fs::mkdirat(base, &name, Mode::from_raw_mode(0o755)).doing(|| format!("/sys/fs/cgroup/{name}"))?;
+                for alias in controllers.iter().filter(|c| **c != name) {
+                    rustix::fs::symlinkat(&name, base, *alias).doing(|| format!("/sys/fs/cgroup/{alias}"))?;
                 }
             }
-        }
-        for (name, dir, _) in views {
             let path = Path::new("/sys/fs/cgroup").join(name);
             let mount = tree(CWD, &dir, false).doing(|| format!("opening {}", dir.display()))?;
             sys::mount_setattr(&mount, false, u64::from(attrs.bits()), 0).doing(|| format!("mounting {}", path.display()))?;
             self.put(&mount, &self.at(&path, Make::Dir)?, &path)?;
         }
-        Ok(())
+        base.map_or(Ok(()), |b| sys::mount_setattr(&b, false, u64::from(attrs.bits()), 0).doing(|| "mounting /sys/fs/cgroup".to_string()))
     }
 
     fn mask(&self) -> Step {

@@ -325,10 +325,11 @@ impl Shim {
         // Whoever shares a process namespace does not lose its children with its first process.
         let Some(running) = self.running.get(&id) else { return };
         let shares = self.shares_pids();
-        if let Role::Main { name, attempt } = &running.role {
-            if shares && running.drain_until.is_none() {
-                self.cgroups.container(&self.file.pod.uid, name, *attempt).kill_now();
-            }
+        if let Role::Main { name, attempt } = &running.role
+            && shares
+            && running.drain_until.is_none()
+        {
+            self.cgroups.container(&self.file.pod.uid, name, *attempt).kill_now();
         }
         let blocked = self.is_blocked(id, running);
         let Some(running) = self.running.get_mut(&id) else { return };

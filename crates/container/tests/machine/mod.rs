@@ -229,3 +229,84 @@ impl Drop for Machine {
         }
     }
 }
+
+/// A pod that exists, and what tests do with it.
+pub struct Running {
+    pub driver: Arc<ContainerDriver>,
+    pub pod: Pod,
+    events: tokio::sync::Mutex<tokio::sync::mpsc::Receiver<driver::Event>>,
+}
+
+impl Machine {
+    pub async fn up(&self) -> Running {
+        self.up_with(self.pod()).await
+    }
+
+    pub async fn up_with(&self, pod: Pod) -> Running {
+        let driver = Machine::driver(self);
+        let events = tokio::sync::Mutex::new(driver.events());
+        driver.create_pod(&pod).await.unwrap();
+        Running { driver, pod, events }
+    }
+}
+
+impl Running {
+    pub async fn start(&self, container: &Container) -> driver::Result<()> {
+        self.driver.create(&self.pod.uid, container).await?;
+        self.driver.start(&self.pod.uid, &container.name, container.attempt).await
+    }
+
+    pub async fn event(&self, wanted: impl Fn(&driver::Event) -> bool) -> driver::Event {
+        let mut events = self.events.lock().await;
+        let next = async {
+            loop {
+                let event = events.recv().await.unwrap();
+                if wanted(&event) {
+                    return event;
+                }
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), next).await.expect("an event in time")
+    }
+
+    pub async fn exit(&self, name: &str) -> driver::Exit {
+        let is = |e: &driver::Event| matches!(e, driver::Event::Container { container: c, .. } if c.name == name && matches!(c.state, driver::State::Exited(_)));
+        match self.event(is).await {
+            driver::Event::Container { container: driver::ContainerState { state: driver::State::Exited(exit), .. }, .. } => exit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Runs it to its end: exit code and log.
+    pub async fn run(&self, machine: &Machine, container: &Container) -> (i32, String) {
+        self.start(container).await.unwrap();
+        let exit = self.exit(&container.name).await;
+        (exit.code, machine.log_text(&self.pod, &container.name, container.attempt))
+    }
+
+    /// Runs a shell script beside a container: exit code and output.
+    pub async fn exec(&self, container: &str, script: &str) -> (i32, String) {
+        let args = ["sh", "-c", script].map(str::to_string).to_vec();
+        let mut session = self.driver.exec(&self.pod.uid, container, &Exec { args, ..Exec::default() }).await.unwrap();
+        let mut out = String::new();
+        while let Some(frame) = session.output.recv().await {
+            match frame {
+                driver::Frame::Stdout(b) | driver::Frame::Stderr(b) => out.push_str(&String::from_utf8_lossy(&b)),
+                driver::Frame::Exit(result) => return (result.unwrap(), out),
+                _ => {}
+            }
+        }
+        panic!("no exit of {script}")
+    }
+
+    pub async fn down(self, machine: &Machine) {
+        self.driver.remove_pod(&self.pod.uid).await.unwrap();
+        assert_eq!(machine.leftovers(&self.pod.uid), Vec::<String>::new());
+    }
+
+    /// The pid of the pod's shim.
+    pub fn shim(&self, machine: &Machine) -> i32 {
+        let state = fs::read(machine.run_dir().join("pods").join(&self.pod.uid).join("state.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&state).unwrap()["pid"].as_i64().unwrap() as i32
+    }
+}
