@@ -143,10 +143,16 @@ impl Cache {
         // First the state, then the events that led to it (for watches that resume after a restart), then new ones.
         let (entries, revision) = shared.store.range("").await?;
         shared.publish(load(entries), revision);
-        let events = match shared.store.watch(history.start).await {
-            Err(Error::Compacted(_)) => shared.restart(revision).await?,
-            events => events?,
+        let (mut events, mut told) = match shared.store.watch(history.start).await {
+            Err(Error::Compacted(_)) => (shared.restart(revision).await?, revision),
+            events => (events?, history.start),
         };
+        while told < revision
+            && let Some(batch) = events.recv().await
+        {
+            shared.apply(&batch);
+            told = batch.last().map_or(told, Event::revision);
+        }
         let task = tokio::spawn(shared.clone().follow(events));
         Ok(Self { shared, _guard: Arc::new(Guard(task.abort_handle())) })
     }
