@@ -14,7 +14,9 @@ pub fn limit_range(object: &mut Value) {
                 continue;
             }
             if let Some(into) = ensure(item, to).and_then(Value::as_object_mut) {
-                given.into_iter().for_each(|(name, amount)| drop(into.entry(name).or_insert(amount)));
+                for (name, amount) in given {
+                    into.entry(name).or_insert(amount);
+                }
             }
         }
     }
