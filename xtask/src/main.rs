@@ -2,6 +2,7 @@
 
 mod ci;
 mod demo;
+mod guest;
 mod tidy;
 mod tools;
 

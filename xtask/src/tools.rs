@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{output, run, target, which};
+use crate::{guest, output, run, target, which};
 
 /// (program that shows it is there, Debian package)
 const DEBIAN: &[(&str, &str)] = &[
@@ -20,6 +20,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("dig", "bind9-dnsutils"),
     ("curl", "curl"),
     ("unshare", "util-linux"),
+    ("mke2fs", "e2fsprogs"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
 ];
 
 const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.18.6";
@@ -43,7 +45,7 @@ pub fn install() -> Result<()> {
         run("python3", &["-m", "venv", &venv])?;
         run(&format!("{venv}/bin/pip"), &["install", "--quiet", KUBERNETES_CLIENT])?;
     }
-    Ok(())
+    guest::install()
 }
 
 fn debian() -> Result<()> {

@@ -190,10 +190,7 @@ impl Walk {
             self.step(step, |w| match (&l[..], &r[..]) {
                 (l, r) if l.len() < 2 && r.len() < 2 => w.compare(item_spot(shape), l.first().copied(), r.first().copied()),
                 // Items of one name are compared together.
-                (l, r) if l.is_empty() => {
-                    debug_assert!(!r.is_empty());
-                    w.out.added.insert(&w.path);
-                }
+                ([], _) => w.out.added.insert(&w.path),
                 (_, []) => w.out.removed.insert(&w.path),
                 (l, r) if l == r => {}
                 _ => w.out.modified.insert(&w.path),

@@ -42,7 +42,9 @@ pub const GZIP_BYTES_MIN: usize = 128 * 1024;
 pub const LIST_LIMIT_MAX: usize = 1_000_000;
 
 /// How often an unconditional write is tried again after an internal conflict.
-pub const WRITE_ATTEMPTS: usize = 8;
+pub const WRITE_ATTEMPTS: usize = 16;
+/// Before trying again where the cache cannot tell what the write lost to.
+pub const CONFLICT_PAUSE: Duration = Duration::from_millis(2);
 pub const NAME_ATTEMPTS: usize = 8;
 /// `metadata` keys and values that bound an object are checked in `api`; this bounds a whole JSON patch.
 pub const PATCH_OPERATIONS_MAX: usize = 10_000;

@@ -6,6 +6,8 @@ use api::Value;
 use store::Cache;
 use store::cache::Object;
 
+use crate::limits;
+
 pub struct State {
     pub cache: Arc<Cache>,
 }
@@ -30,6 +32,17 @@ impl State {
 
     pub fn list(&self, prefix: &str) -> Vec<Arc<Object>> {
         self.cache.snapshot().range(prefix).cloned().collect()
+    }
+
+    /// After a conflict: waits until the cache shows what the write lost to, so that the next try decides on it.
+    pub async fn caught_up(&self, found: Option<store::Revision>) {
+        match found {
+            Some(revision) => {
+                let _ = tokio::time::timeout(limits::CACHE_WAIT, self.cache.reached(revision)).await;
+            }
+            // It went: at which revision is not told, but soon.
+            None => tokio::time::sleep(limits::CONFLICT_PAUSE).await,
+        }
     }
 
     pub fn uid_of(&self, key: &str) -> Option<String> {

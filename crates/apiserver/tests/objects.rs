@@ -185,7 +185,7 @@ async fn lists_in_pages_show_one_moment() {
     assert_eq!(w.get(&format!("{CONFIG_MAPS}?resourceVersion=1&resourceVersionMatch=Exact")).await.code, 410);
     assert_eq!(w.get(&format!("{CONFIG_MAPS}?resourceVersionMatch=Exact")).await.code, 422);
     assert_eq!(w.get(&format!("{CONFIG_MAPS}?resourceVersion=x")).await.code, 422);
-    assert_eq!(w.get(&format!("{CONFIG_MAPS}?labelSelector=a in")).await.code, 400);
+    assert_eq!(w.get(&format!("{CONFIG_MAPS}?labelSelector=a%20in")).await.code, 400);
     assert_eq!(w.get(&format!("{CONFIG_MAPS}?fieldSelector=spec.x=1")).await.code, 400);
 }
 

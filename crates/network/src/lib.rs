@@ -31,3 +31,12 @@ pub use instance::node_address;
 pub use pods::{Config, PodNet};
 pub use proxy::{ServiceProxy, Sources};
 pub use sweep::sweep;
+
+/// Lets UDP clients of endpoints that are gone choose anew; node ports count on every address of this machine.
+pub fn forget_moved(socket: &mut netlink::Socket, moved: &[services::Moved]) -> netlink::Result<usize> {
+    if moved.is_empty() {
+        return Ok(0);
+    }
+    let local: Vec<_> = rtnl::addresses(&mut rtnl::open()?)?.into_iter().map(|(_, address)| address).collect();
+    conntrack::forget(socket, moved, &local)
+}

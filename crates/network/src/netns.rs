@@ -97,7 +97,7 @@ pub fn retire(dir: &Path) -> io::Result<()> {
 
 fn is_mount_point(dir: &Path) -> bool {
     let Ok(dir) = dir.canonicalize() else { return false };
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     // The fifth field is the mount point, with blanks written as \040.
     mounts.lines().filter_map(|l| l.split(' ').nth(4)).any(|at| at.replace("\\040", " ") == dir.to_string_lossy())
 }

@@ -3,7 +3,6 @@
 //! It publishes one number: the revision of EndpointSlices that the kernel holds. Whoever takes a pod out waits for
 //! that number before the pod is told to stop.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use crate::limits::{SERVICES_CHECK, SERVICES_RETRY_MAX, SERVICES_RETRY_MIN, SERV
 use crate::netlink::{self, Socket};
 use crate::pods::Config;
 use crate::services::Writer;
-use crate::{conntrack, fence, firewall, nft, rtnl};
+use crate::{fence, firewall, nft};
 
 /// What the loop needs to see. All of the node's identity.
 #[derive(Clone)]
@@ -185,9 +184,8 @@ impl Kernel {
             self.check(&mut socket)?;
         }
         let moved = self.writer.apply(&mut socket, job.table)?;
-        if !moved.is_empty() {
-            let local: Vec<Ipv4Addr> = rtnl::addresses(&mut rtnl::open()?)?.into_iter().map(|(_, a)| a).collect();
-            let removed = conntrack::forget(&mut socket, &moved, &local)?;
+        let removed = crate::forget_moved(&mut socket, &moved)?;
+        if removed > 0 {
             tracing::debug!(removed, "tracked UDP connections of gone endpoints forgotten");
         }
         self.filter = Some(socket);

@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     unready: Mutex<Option<String>>,
     workers: Arc<Mutex<BTreeMap<String, Handle>>>,
     views: Mutex<BTreeMap<String, View>>,
+    /// Pods that have gone from here and wait in the API for others' finalizers.
+    finished: Mutex<BTreeSet<String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -175,6 +177,7 @@ impl Agent {
             unready: Mutex::new(Some("container runtime is starting".into())),
             workers,
             views: Mutex::default(),
+            finished: Mutex::default(),
             config,
         };
         Self { shared: Arc::new(shared) }
@@ -237,9 +240,15 @@ fn changed(shared: &Arc<Shared>, found: &Found, tasks: &Tasks, change: &Change<P
     {
         handle.pods.send_replace(None);
     }
+    if old != new {
+        lock(&shared.finished).remove(&old);
+    }
     let Some(pod) = change.new.as_ref().filter(|_| !new.is_empty()) else { return };
     if let Some(handle) = workers.get(&new) {
         handle.pods.send_replace(Some(pod.clone()));
+        return;
+    }
+    if lock(&shared.finished).contains(&new) {
         return;
     }
     let recovered = lock(found).remove(&new).unwrap_or_default();
@@ -249,7 +258,10 @@ fn changed(shared: &Arc<Shared>, found: &Found, tasks: &Tasks, change: &Change<P
     let mut tasks = lock(tasks);
     while tasks.try_join_next().is_some() {}
     tasks.spawn(async move {
-        worker.run().await;
+        let finished = worker.run().await;
+        if finished {
+            lock(&shared.finished).insert(new.clone());
+        }
         shared.forget(&new);
     });
 }

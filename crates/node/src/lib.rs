@@ -27,6 +27,8 @@ mod status_patch;
 mod streams;
 mod sweep;
 mod termination;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 pub use agent::Agent;

@@ -16,7 +16,7 @@ pub trait Condition: Clone {
 }
 
 macro_rules! condition {
-    ($type:ty, $($update:ident)?) => {
+    ($type:ty, $($update:ident)? $(; $($rest:tt)*)?) => {
         impl Condition for $type {
             fn make(kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) -> Self {
                 Self {
@@ -26,7 +26,7 @@ macro_rules! condition {
                     message: Some(message.into()),
                     last_transition_time: Some(Time(now)),
                     $($update: Some(Time(now)),)?
-                    ..Default::default()
+                    $($($rest)*)?
                 }
             }
             fn kind(&self) -> &str {
@@ -49,7 +49,7 @@ macro_rules! condition {
 }
 condition!(DeploymentCondition, last_update_time);
 condition!(ReplicaSetCondition,);
-condition!(PodCondition,);
+condition!(PodCondition, ; ..Default::default());
 condition!(NodeCondition, last_heartbeat_time);
 condition!(NamespaceCondition,);
 

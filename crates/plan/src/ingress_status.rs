@@ -25,7 +25,7 @@ pub fn ours(ingress: &Ingress, classes: &[&IngressClass]) -> bool {
         Some(name) => classes.iter().filter(|c| of_ours(c)).any(|c| objects::name(*c) == name),
         None => {
             let default = |c: &&&IngressClass| objects::annotation(&c.metadata, DEFAULT_CLASS) == Some("true");
-            classes.iter().find(default).map_or(classes.iter().all(|c| of_ours(c)), |c| of_ours(c))
+            classes.iter().find(default).map_or(classes.iter().all(&of_ours), of_ours)
         }
     }
 }

@@ -23,11 +23,7 @@ pub fn claim<'a, O: Object, K: Object>(owner: &O, wanted: &LabelSelector, candid
         let matches = selector::matches(wanted, meta.labels.as_ref());
         match objects::controller_of(meta) {
             Some(by) if by.uid == objects::uid(owner) && matches => out.owned.push(object),
-            Some(by) if by.uid == objects::uid(owner) => {
-                if !objects::deleting(owner) {
-                    out.patches.extend(release(owner, object));
-                }
-            }
+            Some(by) if by.uid == objects::uid(owner) && !objects::deleting(owner) => out.patches.extend(release(owner, object)),
             Some(_) => {}
             None if matches && !objects::deleting(owner) && !objects::deleting(object) => out.patches.extend(adopt(owner, object)),
             None => {}

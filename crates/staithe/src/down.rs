@@ -83,7 +83,7 @@ async fn end_server(pid: u32) -> Result<()> {
 
 /// Every organ takes away what it made. The order matters: processes before the namespaces that they are in.
 fn sweep(s: &Settings, dry_run: bool) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut lines = router::edge::sweep(&s.run_dir, dry_run);
     lines.extend(container::sweep(&s.instance, &s.run_dir, dry_run));
     lines.extend(network::sweep(&s.instance, &s.run_dir, dry_run));
     lines.extend(mounts(&s.run_dir, &s.data_dir, dry_run));

@@ -19,6 +19,14 @@ fn main() -> ExitCode {
     // These live without a runtime and without threads, so they come before anything else.
     match words.next().as_ref().and_then(|w| w.to_str()) {
         Some("shim") => container::shim_main(words),
+        Some("edge-holder") => {
+            let words: Vec<String> = words.map(|w| w.to_string_lossy().into_owned()).collect();
+            return ExitCode::from(u8::try_from(router::edge::holder_main(&words)).unwrap_or(1));
+        }
+        Some("edge") => {
+            let words: Vec<String> = words.map(|w| w.to_string_lossy().into_owned()).collect();
+            return up::edge::main(&words);
+        }
         _ => {}
     }
     let cli = Cli::parse();

@@ -177,6 +177,7 @@ fn carry_over(service: &mut Value, old: &Value) {
             spec.remove(field);
         }
     }
+    drop_of_other_types(service, old);
     let (needs, had) = (has_node_ports(service), has_node_ports(old));
     let old_ports = items(&old["spec"], "ports").to_vec();
     let same = |a: &Value, b: &Value| a["port"] == b["port"] && a["protocol"] == b["protocol"];
@@ -195,6 +196,27 @@ fn carry_over(service: &mut Value, old: &Value) {
         && let Some(spec) = service["spec"].as_object_mut()
     {
         spec.remove("ports");
+    }
+}
+
+/// Fields that only the old type has go with it, unless the update gave them a value of its own.
+fn drop_of_other_types(service: &mut Value, old: &Value) {
+    let balanced = |s: &Value| kind_of(s) == "LoadBalancer";
+    let external = |s: &Value| matches!(kind_of(s), "NodePort" | "LoadBalancer") || !items(&s["spec"], "externalIPs").is_empty();
+    let checked = |s: &Value| balanced(s) && s["spec"]["externalTrafficPolicy"] == "Local";
+    let table: [(&str, bool); 4] = [
+        ("healthCheckNodePort", checked(old) && !checked(service)),
+        ("externalTrafficPolicy", external(old) && !external(service)),
+        ("allocateLoadBalancerNodePorts", balanced(old) && !balanced(service)),
+        ("loadBalancerClass", balanced(old) && !balanced(service)),
+    ];
+    for (field, gone) in table {
+        if gone
+            && service["spec"][field] == old["spec"][field]
+            && let Some(spec) = service["spec"].as_object_mut()
+        {
+            spec.remove(field);
+        }
     }
 }
 

@@ -146,7 +146,10 @@ async fn remove_once(cx: &Cx<'_>, existing: &Arc<Object>, options: &Options) -> 
     match cx.server.state.cache.txn(vec![write]).await {
         Ok(revision) if gone => Ok(Some(Removed::Gone(settled(new, revision)))),
         Ok(revision) => Ok(Some(Removed::Going(settled(new, revision)))),
-        Err(store::Error::Conflict { .. }) => Ok(None),
+        Err(store::Error::Conflict { found, .. }) => {
+            cx.server.state.caught_up(found).await;
+            Ok(None)
+        }
         Err(error) => Err(store_failed(error)),
     }
 }

@@ -117,7 +117,7 @@ impl Cx<'_> {
                 }
             }
         }
-        if !object["metadata"].is_object() {
+        if object["metadata"].is_null() {
             object["metadata"] = Value::Object(Default::default());
         }
         Ok(())

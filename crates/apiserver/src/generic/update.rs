@@ -71,7 +71,7 @@ pub async fn write(
         match cx.server.state.cache.txn(vec![write]).await {
             Ok(revision) => return Ok(settled(new, revision)),
             Err(store::Error::Conflict { .. }) if explicit && cx.info.verb == "update" => return Err(cx.conflict(MODIFIED)),
-            Err(store::Error::Conflict { .. }) => {}
+            Err(store::Error::Conflict { found, .. }) => cx.server.state.caught_up(found).await,
             Err(error) => return Err(store_failed(error)),
         }
     }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
-use super::upgrade::{Socket, Upgrade, socket};
+use super::upgrade::{Socket, Upgrade, goodbye, socket};
 use super::{Target, spdy};
 use crate::request::Query;
 use crate::respond::Body;
@@ -170,7 +170,7 @@ async fn websocket(socket: Socket, session: Session, wants: Wants, stop: Cancell
             break;
         }
     }
-    let _ = sink.close().await;
+    let _ = sink.send(goodbye()).await;
     if !client_gone && tokio::time::timeout(limits::STREAM_CLOSE_GRACE, &mut reading).await.is_err() {
         reading.abort();
     }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Target;
 use super::spdy;
-use super::upgrade::{Socket, Upgrade, bytes_of, socket};
+use super::upgrade::{Socket, Upgrade, bytes_of, goodbye, socket};
 use crate::request::Query;
 use crate::respond::Body;
 use crate::{Server, limits};
@@ -303,7 +303,7 @@ async fn channels(socket: Socket, target: Arc<Target>, ports: Vec<u16>, stop: Ca
             break;
         }
     }
-    let _ = sink.close().await;
+    let _ = sink.send(goodbye()).await;
     let _ = tokio::time::timeout(limits::STREAM_CLOSE_GRACE, reading).await;
 }
 

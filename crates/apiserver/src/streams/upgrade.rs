@@ -9,7 +9,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 
 use crate::limits;
 use crate::respond::{self, Body};
@@ -107,6 +108,11 @@ pub async fn socket(on: OnUpgrade) -> Option<Socket> {
     Some(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await)
 }
 
+/// The end that clients take for a good one: without a code they report an error.
+pub fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Default::default() }))
+}
+
 /// A WebSocket whose binary messages are one stream of bytes, as `SPDY/3.1+portforward.k8s.io` has it.
 pub fn bytes_of(socket: Socket) -> DuplexStream {
     let (near, far) = tokio::io::duplex(64 * 1024);
@@ -138,7 +144,7 @@ pub fn bytes_of(socket: Socket) -> DuplexStream {
                 _ => break,
             }
         }
-        let _ = sink.close().await;
+        let _ = sink.send(goodbye()).await;
     });
     near
 }

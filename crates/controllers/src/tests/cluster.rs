@@ -25,7 +25,10 @@ pub struct Cluster {
     pub refuse: Arc<Mutex<Option<(String, String)>>>,
 }
 
-const KINDS: [(&str, &[(&str, &str, bool)]); 4] = [
+/// Kind, plural, whether namespaced.
+type Row = (&'static str, &'static str, bool);
+
+const KINDS: [(&str, &[Row]); 4] = [
     (
         "/api/v1",
         &[
@@ -117,7 +120,7 @@ impl Cluster {
             return Some(json!({"groups": KINDS.iter().filter_map(|(p, _)| group(p)).collect::<Vec<_>>()}));
         }
         let (_, kinds) = KINDS.iter().find(|(p, _)| *p == path)?;
-        let row = |(kind, plural, namespaced): &(&str, &str, bool)| json!({"kind": kind, "name": plural, "singularName": "", "namespaced": namespaced, "verbs": ["list", "watch", "delete"]});
+        let row = |(kind, plural, namespaced): &Row| json!({"kind": kind, "name": plural, "singularName": "", "namespaced": namespaced, "verbs": ["list", "watch", "delete"]});
         let group_version = path.trim_start_matches("/apis/").trim_start_matches("/api/");
         Some(json!({"groupVersion": group_version, "resources": kinds.iter().map(row).collect::<Vec<_>>()}))
     }
@@ -204,7 +207,7 @@ async fn agent(cluster: Cluster, node: String) {
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
         beat += 1;
-        if beat % 20 == 0 {
+        if beat.is_multiple_of(20) {
             let now = base::Timestamp::from_second(1_767_225_600 + beat as i64).unwrap();
             let conditions = json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": base::rfc3339(now)}]);
             cluster.patch(&format!("/api/v1/nodes/{node}/status"), json!({"status": {"conditions": conditions}})).await;

@@ -130,7 +130,8 @@ impl Worker {
         (worker, Handle { pods: pods_tx, inbox: sender })
     }
 
-    pub async fn run(mut self) {
+    /// Until nothing of the pod is left here. True when it is deleted in the API, too, as far as that is ours to do.
+    pub async fn run(mut self) -> bool {
         if let Err(why) = self.find_driver().await {
             self.tell(&Reason::warning("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {why}")), None);
         }
@@ -150,6 +151,7 @@ impl Worker {
             }
         }
         self.shared.lookup.unwatch(&self.uid);
+        !self.observed.removed
     }
 
     async fn wait(&mut self) {

@@ -137,7 +137,7 @@ fn step_of(rs: &Rs) -> Option<Step> {
         None => Action::create(&rs.now),
         Some(seen) => Action::patch(*seen, &rs.now, None)?,
     };
-    let before = rs.seen.map_or(0, |seen| work::spec_replicas(seen));
+    let before = rs.seen.map_or(0, work::spec_replicas);
     let after = work::spec_replicas(&rs.now);
     let mut step = Step::from(action).failed(Reason::warning("ReplicaSetCreateError", "Failed to create new replica set"));
     if rs.seen.is_some() {

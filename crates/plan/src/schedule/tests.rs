@@ -40,7 +40,7 @@ fn what_fits_nowhere_says_why_in_upstreams_words() {
     let plain = node("n1", |_| {});
     let too_big = pod("p", |p| p["spec"]["containers"][0]["resources"]["requests"] = json!({"cpu": "3"}));
     assert_eq!(
-        why(&cluster(&[plain.clone()]), &too_big),
+        why(&cluster(std::slice::from_ref(&plain)), &too_big),
         "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
     );
     let hungry = pod("p", |p| p["spec"]["containers"][0]["resources"]["requests"] = json!({"cpu": "3", "memory": "1Ti"}));

@@ -65,7 +65,8 @@ impl Images for NodeImages {
         let parsed = Reference::parse(reference).map_err(|e| translate(reference, e))?;
         let full = format!("{}/", parsed.name());
         let mine = auths.iter().filter(|a| full.starts_with(&format!("{}/", a.registry)));
-        let credentials: Vec<Credentials> = mine.map(|a| Credentials { username: a.username.clone(), password: a.password.clone() }).collect();
+        let credentials: Vec<Credentials> =
+            mine.map(|a| Credentials { username: a.username.clone(), password: a.password.clone() }).collect();
         let tell = |p: artifacts::Progress| progress(Progress { done: p.done, total: p.total });
         let image = self.0.ensure(reference, policy == PullPolicy::Always, never, &credentials, &tell).await;
         let image = image.map_err(|e| translate(reference, e))?;

@@ -5,10 +5,12 @@
 //! edge and the kernel's tables go on serving.
 
 mod detach;
+pub mod edge;
 mod local;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -166,14 +168,17 @@ async fn serve(s: Settings, stop: CancellationToken) -> Result<()> {
     let registry = registry::Registry::new(images.blobs.clone(), images.registry.clone(), access, o.ids.clone());
     o.spawn(registry::serve(registry, registry_port, o.stop.clone().cancelled_owned()));
 
-    let network = start_network(&o, &r, node_ip).await?;
+    let config = network_config(s, &r, node_ip);
+    let network = PodNet::start(config.clone()).await?;
     let node_client = as_user(Identity::node(&s.node_name));
-    start_node(&o, &r, &network, node_client, images, &tunnels).await?;
-    let clients = {
-        let server = server.clone();
-        move |name: &str| Client::new(server.transport(controller_identity(name)))
-    };
-    start_controllers(&o, clients, node_ip, &pki);
+    let services = edge::start(&o, &r, &node_client, config).await?;
+    o.spawn(services.run(o.stop.clone()));
+    start_node(&o, &r, network, node_client, images, &tunnels)?;
+    let clients = |name: &str| Client::new(server.transport(controller_identity(name)));
+    let mut config = controllers::Config::new(pki.ca_pem());
+    config.node_lifecycle.grace = std::time::Duration::from_secs(u64::from(s.node_grace_s));
+    let controllers = controllers::run(&clients, o.clock.clone(), o.ids.clone(), config, o.stop.clone());
+    o.spawn(async move { drop(controllers.await) });
 
     eprintln!("{}", detach::READY);
     eprintln!("  API         https://127.0.0.1:{}   (export KUBECONFIG={})", s.api_port, kubeconfig.display());
@@ -194,8 +199,8 @@ async fn serve(s: Settings, stop: CancellationToken) -> Result<()> {
 /// `system:kube-scheduler`, or the service account that upstream gives the controller.
 fn controller_identity(name: &str) -> Identity {
     match name {
-        "scheduler" => Identity::new("system:kube-scheduler", &[]),
-        name => Identity::service_account("kube-system", &format!("{name}-controller")),
+        "kube-scheduler" => Identity::new("system:kube-scheduler", &[]),
+        name => Identity::service_account("kube-system", name),
     }
 }
 
@@ -218,31 +223,45 @@ fn open_images(s: &Settings) -> Result<Images> {
     Ok(Images::open(Options { root: s.data_dir.join("artifacts"), remote, embedded })?)
 }
 
-async fn start_network(o: &Organs, r: &Ranges, node_address: Ipv4Addr) -> Result<PodNet> {
-    let config = network::Config {
-        instance: o.s.instance.clone(),
-        run_dir: o.s.run_dir.clone(),
-        node_name: o.s.node_name.clone(),
+fn network_config(s: &Settings, r: &Ranges, node_address: Ipv4Addr) -> network::Config {
+    network::Config {
+        instance: s.instance.clone(),
+        run_dir: s.run_dir.clone(),
+        node_name: s.node_name.clone(),
         node_address,
         pod_cidr: r.node_pods,
         cluster_cidr: r.pods,
         service_cidr: r.services,
         dns_address: r.dns,
-        dns_port: o.s.dns_port,
-    };
-    let network = PodNet::start(config).await?;
-    Ok(network)
+        dns_port: s.dns_port,
+    }
 }
 
-async fn start_node(
-    o: &Organs,
-    r: &Ranges,
-    network: &PodNet,
-    client: Client,
-    images: Images,
-    tunnels: &Arc<local::LocalTunnels>,
-) -> Result<()> {
+/// The agent of this machine, registered with the API's tunnel.
+fn start_node(o: &Organs, r: &Ranges, network: PodNet, client: Client, images: Images, tunnels: &local::LocalTunnels) -> Result<()> {
+    let s = &o.s;
+    let exe = std::env::current_exe().context("find this program")?;
+    let shim = vec![exe.into_os_string(), "shim".into()];
+    let containers = container::ContainerDriver::new(container::Config::new(&s.instance, &s.run_dir, &s.data_dir, shim));
+    let drivers: BTreeMap<String, Arc<dyn driver::Driver>> =
+        BTreeMap::from([("container".to_string(), containers as Arc<dyn driver::Driver>)]);
+    let mut config = node::Config::new(
+        &s.node_name,
+        client,
+        drivers,
+        Arc::new(network),
+        Arc::new(local::NodeImages(images)),
+        o.clock.clone(),
+        o.ids.clone(),
+        s.data_dir.clone(),
+        s.run_dir.clone(),
+    );
+    config.pod_cidr = r.node_pods.to_string();
+    config.kubernetes_service = (r.kubernetes.to_string(), 443);
+    config.image_budget_bytes = s.image_budget_bytes;
+    let agent = node::Agent::new(config);
+    tunnels.register(&s.node_name, Arc::new(agent.clone()));
+    let stop = o.stop.clone();
+    o.spawn(async move { agent.run(stop).await });
     Ok(())
 }
-
-fn start_controllers(o: &Organs, clients: impl Fn(&str) -> Client + Send + Sync + 'static, node_ip: Ipv4Addr, pki: &Pki) {}
