@@ -184,7 +184,13 @@ impl Server {
             "" => row.verbs.contains(&verb),
             sub => row.subresources.iter().find(|s| s.name == sub).ok_or_else(not_found)?.verbs.contains(&verb),
         };
-        if !allowed {
+        // Objects are made in their collection and changed where they are.
+        let misplaced = match verb {
+            "create" => info.subresource.is_empty() && !info.name.is_empty(),
+            "update" | "patch" => info.name.is_empty(),
+            _ => false,
+        };
+        if !allowed || misplaced {
             let message = "the server does not allow this method on the requested resource";
             return Err(Status::new(Reason::MethodNotAllowed, message));
         }

@@ -4,11 +4,8 @@ mod common;
 
 use common::{Cluster, DEPLOYMENT};
 
-const THREADS: usize = 2;
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tells_what_it_is() {
-    let _ = THREADS;
     let c = Cluster::start().await;
     let out = c.kubectl(&["version"]).await;
     assert!(out.contains("Server Version: v1.33"), "{out}");

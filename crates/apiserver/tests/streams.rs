@@ -172,6 +172,69 @@ async fn forwards_several_ports_and_connections() {
     c.stop().await;
 }
 
+/// What the Python client speaks: two channels a port, each begun by the port's number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forwards_over_channels() {
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
+    let (c, _) = cluster().await;
+    let (first, second) = (shouter().await, 1u16);
+    let url = format!("wss://kubernetes/api/v1/namespaces/default/pods/one/portforward?ports={first},{second}");
+    let mut request = url.into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", "v4.channel.k8s.io".parse().unwrap());
+    let connector = common::client(c.pki.ca_pem(), Some(&c.pki.client("root", "system:masters").unwrap()));
+    let stream = common::connect(c.address, &connector).await.unwrap();
+    let (mut socket, answer) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "v4.channel.k8s.io");
+    let mut heads = Vec::new();
+    let mut failure = String::new();
+    socket.send(Message::Binary(bytes::Bytes::from_static(b"\0hello"))).await.unwrap();
+    while heads.len() < 4 || failure.is_empty() {
+        let message = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap().unwrap().unwrap();
+        let Message::Binary(bytes) = message else { continue };
+        match bytes.len() {
+            3 if heads.len() < 4 => heads.push((bytes[0], u16::from_le_bytes([bytes[1], bytes[2]]))),
+            _ if bytes[0] == 3 => failure = String::from_utf8_lossy(&bytes[1..]).into_owned(),
+            _ => panic!("{bytes:?}"),
+        }
+    }
+    assert_eq!(heads, [(0, first), (1, first), (2, second), (3, second)]);
+    assert!(failure.contains("port 1"), "{failure}");
+    socket.close(None).await.unwrap();
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proxies_requests() {
+    let (c, _) = cluster().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = vec![0; 4096];
+            let n = stream.read(&mut head).await.unwrap();
+            let head = String::from_utf8_lossy(&head[..n]).into_owned();
+            let body = format!("you said: {head}");
+            let answer = format!("HTTP/1.1 201 Created\r\ncontent-length: {}\r\nx-mine: yes\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let answer = c.world.get(&format!("/api/v1/namespaces/default/pods/one:{port}/proxy/a/b%20c?d=e")).await;
+    assert_eq!((answer.code, answer.headers["x-mine"].to_str().unwrap()), (201, "yes"), "{}", answer.text());
+    assert!(answer.text().starts_with("you said: GET /a/b%20c?d=e HTTP/1.1"), "{}", answer.text());
+    let service = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"spec":{"ports":[{"name":"http","port":80}]}}"#;
+    c.apply(service, &[]).await;
+    let url = "/api/v1/namespaces/default/services/web:http/proxy/";
+    let answer = c.world.get(url).await;
+    assert!(answer.code == 503 && answer.message().contains(r#"no endpoints available for service "web""#), "{}", answer.text());
+    let slice = format!(
+        r#"{{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{{"name":"web-1","labels":{{"kubernetes.io/service-name":"web"}}}},"addressType":"IPv4","endpoints":[{{"addresses":["192.0.2.9"],"conditions":{{"ready":true}},"targetRef":{{"kind":"Pod","name":"one","namespace":"default"}}}}],"ports":[{{"name":"http","port":{port},"protocol":"TCP"}}]}}"#
+    );
+    c.apply(&slice, &[]).await;
+    assert!(c.world.get(url).await.text().starts_with("you said: GET / HTTP/1.1"));
+    c.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn says_why_there_is_no_stream() {
     let (c, _) = cluster().await;

@@ -5,38 +5,14 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::Cluster;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use common::{Cluster, client, connect};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-
-fn client(ca_pem: &str, pair: Option<&apiserver::pki::Pair>) -> TlsConnector {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
-    let config = match pair {
-        None => builder.with_no_client_auth(),
-        Some(pair) => {
-            let cert = CertificateDer::from_pem_slice(pair.cert.as_bytes()).unwrap();
-            builder.with_client_auth_cert(vec![cert], PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap()).unwrap()
-        }
-    };
-    TlsConnector::from(Arc::new(config))
-}
-
-async fn connect(c: &Cluster, connector: &TlsConnector) -> std::io::Result<TlsStream<TcpStream>> {
-    let tcp = TcpStream::connect(c.address).await?;
-    connector.connect(ServerName::try_from("kubernetes.default.svc").unwrap(), tcp).await
-}
 
 /// Sends and reads until the server closes or says no more for a while.
 async fn talk(c: &Cluster, connector: &TlsConnector, request: &[u8]) -> String {
-    let Ok(mut stream) = connect(c, connector).await else { return "no connection".into() };
+    let Ok(mut stream) = connect(c.address, connector).await else { return "no connection".into() };
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
     let mut buffer = [0; 8192];
@@ -109,7 +85,7 @@ async fn broken_and_greedy_requests_are_refused() {
 async fn shutdown_ends_watches_and_returns() {
     let c = Cluster::start().await;
     let admin = client(c.pki.ca_pem(), Some(&c.pki.client("root", "system:masters").unwrap()));
-    let mut watch = connect(&c, &admin).await.unwrap();
+    let mut watch = connect(c.address, &admin).await.unwrap();
     watch.write_all(b"GET /api/v1/namespaces?watch=1 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut buffer = [0; 4096];
     assert!(watch.read(&mut buffer).await.unwrap() > 0);

@@ -285,11 +285,8 @@ async fn read_spdy<R: AsyncRead + Unpin>(
                     let _ = input.send(Frame::new(Frame::CLOSE, vec![Frame::STDIN])).await;
                 }
             }
-            spdy::Frame::Ping { id } => {
-                if replies.send(spdy::ping(id)).await.is_err() {
-                    return;
-                }
-            }
+            // A send that fails means that the writer has ended, and reading soon does, too.
+            spdy::Frame::Ping { id } => drop(replies.send(spdy::ping(id)).await),
             spdy::Frame::GoAway => return,
             _ => {}
         }

@@ -16,7 +16,12 @@ use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use ports::{Identity, NodeHandler, Tunnels};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use store::{Cache, Memory};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Default)]
@@ -202,6 +207,28 @@ impl Cluster {
         self.shutdown.cancel();
         self.task.await.unwrap();
     }
+}
+
+/// A TLS client that trusts `ca_pem` and shows `pair`.
+pub fn client(ca_pem: &str, pair: Option<&apiserver::pki::Pair>) -> TlsConnector {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    let config = match pair {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let cert = CertificateDer::from_pem_slice(pair.cert.as_bytes()).unwrap();
+            builder.with_client_auth_cert(vec![cert], PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap()).unwrap()
+        }
+    };
+    TlsConnector::from(Arc::new(config))
+}
+
+pub async fn connect(address: SocketAddr, connector: &TlsConnector) -> std::io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(address).await?;
+    connector.connect(ServerName::try_from("kubernetes.default.svc").unwrap(), tcp).await
 }
 
 pub const DEPLOYMENT: &str = r#"
