@@ -62,9 +62,9 @@ impl Target {
     /// `/api/v1/namespaces/ns/pods/web/status` and its shorter forms.
     fn parse(path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
-        let (head, rest) = match parts.first()? {
-            &"api" => parts.split_at_checked(2)?,
-            &"apis" => parts.split_at_checked(3)?,
+        let (head, rest) = match *parts.first()? {
+            "api" => parts.split_at_checked(2)?,
+            "apis" => parts.split_at_checked(3)?,
             _ => return None,
         };
         let (namespace, rest) = match rest {

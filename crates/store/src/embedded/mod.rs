@@ -164,7 +164,8 @@ fn open_log(database: &Database) -> Result<Option<Log>, Error> {
 
 fn engine() -> redb::Builder {
     let mut engine = redb::Builder::new();
-    engine.set_cache_size(ENGINE_CACHE_BYTES);
+    // A file that changed behind our back is then an error, where otherwise it would be believed.
+    engine.set_cache_size(ENGINE_CACHE_BYTES).set_check_integrity_on_open(true);
     engine
 }
 

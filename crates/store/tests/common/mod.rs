@@ -68,7 +68,7 @@ impl Disk {
                 return Err(redb::DatabaseError::DatabaseAlreadyOpen);
             }
             drop(state);
-            redb::Builder::new().set_cache_size(1 << 20).create_with_backend(disk.clone())
+            redb::Builder::new().set_cache_size(1 << 20).set_check_integrity_on_open(true).create_with_backend(disk.clone())
         })
     }
 }
