@@ -117,14 +117,13 @@ impl Applier {
     }
 
     fn fail(&self, about: &ObjectReference, applied: &mut Applied, step: Step, error: Error) {
-        match (&step.action, &step.failed) {
-            // A namespace that goes takes no newcomers, and nobody need hear of it.
-            (Action::Create { .. }, _) if namespace_is_leaving(&error) => {}
-            (_, Some(words)) if !error.is_conflict() && !error.is_already_exists() => {
-                let told = Reason { message: format!("{}: {error}", words.message), ..words.clone() };
-                self.tell(about, &[told]);
-            }
-            _ => {}
+        // A namespace that goes takes no newcomers: nobody need hear of it, and trying again would not help.
+        if matches!(step.action, Action::Create { .. }) && namespace_is_leaving(&error) {
+            return;
+        }
+        if let Some(words) = step.failed.as_ref().filter(|_| !error.is_conflict() && !error.is_already_exists()) {
+            let told = Reason { message: format!("{}: {error}", words.message), ..words.clone() };
+            self.tell(about, &[told]);
         }
         // The first says why; but a lost race says less than anything else.
         if applied.failed.as_ref().is_none_or(|f| f.error.is_conflict()) {

@@ -54,9 +54,14 @@ pub(crate) fn controller(shared: &Shared, applier: Applier) -> Controller<impl R
     controller.watches(&shared.pods, wanting).reads(&shared.nodes).reads(&shared.namespaces)
 }
 
-/// Pods that wait for a node.
+/// Pods that wait for a node, when they begin to or ask for something else. That they were told why they wait is no news.
 fn wanting(change: &Change<Pod>) -> Vec<Key> {
-    if change.new.as_ref().is_some_and(|p| schedule::wants(p)) { own_key(change) } else { Vec::new() }
+    let same = |old: &Pod, new: &Pod| schedule::wants(old) && old.spec == new.spec && old.metadata.labels == new.metadata.labels;
+    match (&change.old, &change.new) {
+        (Some(old), Some(new)) if same(old, new) => Vec::new(),
+        (_, Some(new)) if schedule::wants(new) => own_key(change),
+        _ => Vec::new(),
+    }
 }
 
 /// Takes a change in; where it may have made room, all who wait are tried again.

@@ -131,6 +131,8 @@ async fn what_fits_nowhere_is_told_and_bound_when_there_is_room() {
     let message =
         "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.";
     c.until("the event", |c| c.events().contains(&format!("FailedScheduling: {message}"))).await;
+    let count = |c: &Cluster| c.objects("/api/v1/events").iter().find(|e| e["reason"] == "FailedScheduling").map(|e| e["count"].clone());
+    assert_eq!(count(&c), Some(json!(1)), "told once");
     let condition = c.objects("/api/v1/pods")[1]["status"]["conditions"][0].clone();
     assert_eq!((&condition["reason"], &condition["message"]), (&json!("Unschedulable"), &json!(message)));
     c.client().delete_path("/api/v1/namespaces/default/pods/big", &Default::default()).await.unwrap();
