@@ -115,7 +115,9 @@ impl Identity {
         };
         filter(!self.no_new_privileges)?;
         for bit in 0..64 {
-            if self.capabilities & (1 << bit) == 0 && sys::prctl(libc::PR_CAPBSET_READ, bit, 0).is_ok_and(|v| v == 1) {
+            // The kernel says where its list ends.
+            let Ok(held) = sys::prctl(libc::PR_CAPBSET_READ, bit, 0) else { break };
+            if self.capabilities & (1 << bit) == 0 && held == 1 {
                 sys::prctl(libc::PR_CAPBSET_DROP, bit, 0).doing(|| "dropping capabilities".to_string())?;
             }
         }

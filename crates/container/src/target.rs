@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::limits;
 
@@ -38,6 +38,11 @@ fn push_front(pending: &mut VecDeque<OsString>, path: &Path) {
 /// Opens `path` as a process with this root would see it. What is missing is made: directories on the way, and `make` at
 /// its end. `..` never leaves the root, and no link is followed but by its text.
 pub fn open(root: impl AsFd, path: &Path, make: Make) -> io::Result<OwnedFd> {
+    // What is all there the kernel finds by itself, with the same rules.
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    if let Ok(found) = rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how) {
+        return Ok(found);
+    }
     let mut pending = VecDeque::new();
     push_front(&mut pending, path);
     let mut above: Vec<OwnedFd> = vec![rustix::io::fcntl_dupfd_cloexec(root.as_fd(), 3)?];
