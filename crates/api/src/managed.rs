@@ -124,13 +124,14 @@ impl Managers {
         (!entries.is_empty()).then_some(Value::Array(entries))
     }
 
-    /// Takes `from` everyone else what a write changed or removed; managers that own nothing more are dropped.
+    /// Takes from everyone else what a write changed or removed; managers that own nothing more are dropped.
     pub(crate) fn yield_to(&mut self, writer: Option<&Id>, change: &typed::Comparison) {
         self.0.retain(|id, owned| {
             if Some(id) != writer {
                 owned.fields.subtract(&change.modified);
                 owned.fields.subtract(&change.added);
-                owned.fields.subtract(&change.removed);
+                // Under what is gone nothing is left to own.
+                owned.fields.subtract_below(&change.removed);
             }
             !owned.fields.is_empty()
         });
