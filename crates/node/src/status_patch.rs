@@ -30,31 +30,26 @@ pub fn patch(before: Option<&PodStatus>, wanted: &PodStatus, uid: &str) -> Optio
     (!status.is_empty()).then(|| json!({ "metadata": { "uid": uid }, "status": status }))
 }
 
+/// All of our own as soon as one differs.
 fn conditions(had: Option<&Value>, wants: Option<&Value>) -> Vec<Value> {
     let list = |v: Option<&Value>| v.and_then(Value::as_array).cloned().unwrap_or_default();
     let had = list(had);
-    let find = |kind: &Value| had.iter().find(|c| c["type"] == *kind);
-    let mut changed = Vec::new();
-    for wanted in list(wants) {
-        let own = wanted["type"].as_str().is_some_and(|t| OWN_CONDITIONS.contains(&t));
-        let before = find(&wanted["type"]);
-        if !own || before == Some(&wanted) {
-            continue;
-        }
-        let mut wanted = wanted;
+    let before = |kind: &Value| had.iter().find(|c| c["type"] == *kind);
+    let mut own = list(wants);
+    own.retain(|c| c["type"].as_str().is_some_and(|t| OWN_CONDITIONS.contains(&t)));
+    if own.iter().all(|c| before(&c["type"]) == Some(c)) {
+        return Vec::new();
+    }
+    for wanted in &mut own {
         // A merge keeps what is not named: what went away is named as null.
         for field in ["reason", "message"] {
-            if wanted[field].is_null() && before.is_some_and(|b| !b[field].is_null()) {
+            let gone = wanted.get(field).is_none() && before(&wanted["type"]).is_some_and(|b| b.get(field).is_some());
+            if gone {
                 wanted[field] = Value::Null;
-            } else if wanted[field].is_null()
-                && let Some(object) = wanted.as_object_mut()
-            {
-                object.remove(field);
             }
         }
-        changed.push(wanted);
     }
-    changed
+    own
 }
 
 fn value(status: &PodStatus) -> Map<String, Value> {
