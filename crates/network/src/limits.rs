@@ -9,6 +9,9 @@ pub const NETLINK_RECEIVE_BYTES: i32 = 4 << 20;
 /// Set elements sent in one netlink attribute, in bytes. An attribute's length is 16 bits.
 pub const SET_ELEMENTS_BYTES: usize = 48 << 10;
 
+/// How long the kernel may take until a new link sends.
+pub const LINK_SENDS_WITHIN: Duration = Duration::from_secs(2);
+
 /// Changes of Services and EndpointSlices that arrive this close together are applied together.
 pub const SERVICES_SETTLE: Duration = Duration::from_millis(10);
 /// How often the kernel's tables are checked against what was last written, whoever changed them.

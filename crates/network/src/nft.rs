@@ -425,6 +425,10 @@ impl Batch {
             });
             m.be64(11, u64::from(seconds) * 1000);
         }
+        if set.key == [Type::Integer] {
+            // For listings: the key is in host byte order.
+            m.attr(13, &[0, 4, 1, 0, 0, 0]);
+        }
         m.be32(10, self.sets);
         let label = format!("nftables set {} {}", self.table, set.name);
         self.push(m, label);

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ports::{Attachment, NetworkError, PodNetwork};
@@ -21,7 +22,7 @@ use crate::cidr::Cidr;
 use crate::instance::Instance;
 use crate::netlink::{self, Error};
 use crate::rtnl::{self, LOOPBACK, PROTOCOL, Route, Via};
-use crate::{fence, firewall, netns, nft, sysctl};
+use crate::{fence, firewall, limits, netns, nft, sysctl};
 
 /// The gateway that every pod sees; never leaves the link.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -179,6 +180,7 @@ impl Inner {
         }
         rtnl::raise(&mut host, outer, Some(&self.instance.alias(uid)))?;
         rtnl::add_address(&mut host, outer, GATEWAY, rtnl::SCOPE_LINK)?;
+        await_sending(&mut pod.route, POD_LINK)?;
         // Last, for a link with a route is what counts as attached after a crash.
         rtnl::put_route(&mut host, &self.pod_route(outer, address))
     }
@@ -270,6 +272,19 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, NetworkError>
 fn find_link(socket: &mut netlink::Socket, name: &str) -> netlink::Result<u32> {
     let missing = || Error::new(format!("link {name}"), std::io::Error::from_raw_os_error(libc::ENODEV));
     rtnl::link(socket, name)?.map(|l| l.index).ok_or_else(missing)
+}
+
+/// The end that was up first sends only after the kernel has noticed that the other is up too: a matter of moments, but
+/// the pod's first packet must not be the one that is lost.
+fn await_sending(socket: &mut netlink::Socket, name: &str) -> netlink::Result<()> {
+    let deadline = Instant::now() + limits::LINK_SENDS_WITHIN;
+    while !rtnl::link(socket, name)?.is_some_and(|link| link.sends) {
+        if Instant::now() > deadline {
+            return Err(Error::new(format!("link {name} does not send"), std::io::Error::from_raw_os_error(libc::ETIMEDOUT)));
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
 }
 
 /// What is not a pod of this node stops here: an unreachable route for the pod range, and the service range by `lo`,

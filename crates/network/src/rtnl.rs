@@ -39,6 +39,8 @@ pub struct Link {
     pub group: u32,
     pub mtu: u32,
     pub up: bool,
+    /// Packets can be sent. A link that is up may not be there yet: the kernel gets to it when the other end is up.
+    pub sends: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +126,15 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
     let attributes = payload.get(16..)?;
     let text = |kind| netlink::attribute(attributes, kind).map(netlink::text).unwrap_or_default();
     let number = |kind| netlink::attribute(attributes, kind).and_then(ne32).unwrap_or(0);
-    Some(Link { index, name: text(3), alias: text(20), group: number(27), mtu: number(4), up: flags & IFF_UP != 0 })
+    Some(Link {
+        index,
+        name: text(3),
+        alias: text(20),
+        group: number(27),
+        mtu: number(4),
+        up: flags & IFF_UP != 0,
+        sends: text(6) != "noop",
+    })
 }
 
 fn address_message(kind: u16, flags: u16, index: u32, address: Ipv4Addr, scope: u8) -> Message {

@@ -59,7 +59,10 @@ fn links(socket: &mut Socket, instance: &Instance, dry_run: bool) -> Result<Vec<
 fn routes(socket: &mut Socket, instance: &Instance, dry_run: bool) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     let mut node_address = None;
-    for route in rtnl::routes(socket)?.into_iter().filter(|r| r.protocol == PROTOCOL && r.metric == instance.tag) {
+    let ours = |r: &rtnl::Route| r.protocol == PROTOCOL && r.metric == instance.tag;
+    // Routes to pods go with their links.
+    let to_pod = |r: &rtnl::Route| matches!(r.via, Via::Link(link) if link != LOOPBACK);
+    for route in rtnl::routes(socket)?.into_iter().filter(|r| ours(r) && !to_pod(r)) {
         if route.via == Via::Link(LOOPBACK) {
             node_address = route.source;
         }

@@ -70,7 +70,7 @@ fn question(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
     message.metadata.id = 4711;
     message.metadata.recursion_desired = true;
-    message.add_query(Query::query(Name::from_str(name).unwrap(), kind));
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
     message
 }
 
@@ -212,7 +212,7 @@ fn malformed_and_strange_questions_are_answered_with_their_codes() {
         let mut edns = Edns::new();
         edns.set_version(3);
         future.set_edns(edns);
-        assert_eq!(code(&future), ResponseCode::BADVERS);
+        assert_eq!(u16::from(code(&future)), 16, "BADVERS");
         let garbage = exchange(s.at, &[0x12, 0x67, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 200, 1, 2]).unwrap();
         let garbage = Message::from_vec(&garbage).unwrap();
         assert_eq!((garbage.metadata.id, garbage.metadata.response_code), (0x1267, ResponseCode::FormErr));

@@ -89,6 +89,7 @@ fn a_cluster_address_leads_pods_and_node_to_every_endpoint_with_true_client_addr
 #[test]
 fn a_service_without_endpoints_refuses_at_once_and_serves_when_one_comes() {
     on_own_machine(|run| async move {
+        outside();
         let mut m = Machine::start(&run).await;
         let (a, c) = (m.pod("a").await, m.pod("c").await);
         let mut none = tcp(&[]);

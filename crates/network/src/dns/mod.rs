@@ -267,12 +267,16 @@ fn fit(response: &mut Message, room: usize) -> Option<Vec<u8>> {
     }
     if bytes.len() > room {
         response.metadata.truncation = true;
-        let estimate = response.answers.len() * room / bytes.len() + 1;
-        response.answers.truncate(estimate);
         response.authorities.clear();
-        bytes = response.to_vec().ok()?;
-    }
-    while bytes.len() > room && response.answers.pop().is_some() {
+        let answers = std::mem::take(&mut response.answers);
+        // The largest number that fits lies in fits..over.
+        let (mut fits, mut over) = (0, answers.len() + 1);
+        while over - fits > 1 {
+            let middle = (fits + over) / 2;
+            response.answers = answers[..middle].to_vec();
+            *(if response.to_vec().ok()?.len() <= room { &mut fits } else { &mut over }) = middle;
+        }
+        response.answers = answers[..fits].to_vec();
         bytes = response.to_vec().ok()?;
     }
     Some(bytes)
