@@ -20,6 +20,9 @@ const KERNELS: &[(&str, &str)] = &[("debian", "linux-image-cloud-amd64"), ("ubun
 /// All that the initrd needs to find its disk, and the agent's port early: it boots in half the time of the general one.
 const MODULES: &str = "virtio_pci\nvirtio_blk\nvirtio_console\next4\n";
 
+/// Its own small shell, not busybox: a static busybox of glibc aborts where there is no `/proc` yet.
+const INITRD: &str = "MODULES=list\nBUSYBOX=n\nRESUME=none\n";
+
 /// Units that only cost time in a guest that lives for a minute.
 const MASKED: &[&str] = &[
     "apt-daily.timer",
@@ -50,7 +53,7 @@ done
 const UNIT: &str = "[Service]\nExecStart=/usr/local/lib/agent\nDelegate=yes\n\n[Install]\nWantedBy=multi-user.target\n";
 
 /// Room for what the tests write; the file has holes.
-const DISK: &str = "4G";
+const DISK_BYTES: u64 = 4 << 30;
 
 /// Builds the guest, unless it is there and was built as we would build it now.
 pub fn install() -> Result<()> {
@@ -63,7 +66,7 @@ pub fn install() -> Result<()> {
         bail!("the guest of the tests is made from Debian or Ubuntu, of which this machine ({distribution}) must be one");
     };
     let packages = [&[*kernel][..], PACKAGES].concat().join(",");
-    let recipe = [&suite, &packages, MODULES, &MASKED.join(" "), AGENT, UNIT, DISK].join("\n");
+    let recipe = [&suite, &packages, MODULES, &MASKED.join(" "), AGENT, UNIT, INITRD].join("\n");
     if fs::read_to_string(guest.join("recipe")).is_ok_and(|r| r == recipe) {
         return Ok(());
     }
@@ -78,8 +81,9 @@ pub fn install() -> Result<()> {
     for boot in ["vmlinuz", "initrd.img"] {
         fs::copy(root.join(boot), work.join(boot)).with_context(|| format!("the guest has no {boot}"))?;
     }
-    let disk = work.join("root.img").display().to_string();
-    run("mke2fs", &["-q", "-t", "ext4", "-d", &root.display().to_string(), &disk, DISK])?;
+    let disk = work.join("root.img");
+    fs::File::create(&disk)?.set_len(DISK_BYTES)?;
+    run("mke2fs", &["-q", "-t", "ext4", "-d", &root.display().to_string(), &disk.display().to_string()])?;
     remove(&root)?;
     fs::write(work.join("recipe"), recipe)?;
     fs::rename(&work, &guest).context("put the guest in its place")
@@ -100,11 +104,10 @@ fn sources() -> Result<PathBuf> {
 }
 
 fn bootstrap(root: &Path, suite: &str, packages: &str) -> Result<()> {
+    let (settings, modules) = (INITRD.replace('\n', "\\n"), MODULES.replace('\n', "\\n"));
     let initrd = format!(
         "--essential-hook=mkdir -p \"$1/etc/initramfs-tools/conf.d\" && \
-         printf 'MODULES=list\\nRESUME=none\\n' > \"$1/etc/initramfs-tools/conf.d/guest\" && \
-         printf '{}' > \"$1/etc/initramfs-tools/modules\"",
-        MODULES.replace('\n', "\\n")
+         printf '{settings}' > \"$1/etc/initramfs-tools/conf.d/guest\" && printf '{modules}' > \"$1/etc/initramfs-tools/modules\""
     );
     let (include, sources) = (format!("--include={packages}"), sources()?);
     let (root, sources) = (root.display().to_string(), sources.display().to_string());
