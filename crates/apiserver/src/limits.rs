@@ -46,16 +46,14 @@ pub const WRITE_ATTEMPTS: usize = 16;
 /// Before trying again where the cache cannot tell what the write lost to.
 pub const CONFLICT_PAUSE: Duration = Duration::from_millis(2);
 pub const NAME_ATTEMPTS: usize = 8;
-/// `metadata` keys and values that bound an object are checked in `api`; this bounds a whole JSON patch.
+/// Operations of one JSON patch (upstream's figure). Beyond: 413.
 pub const PATCH_OPERATIONS_MAX: usize = 10_000;
-/// Entries of managedFields beyond which the oldest updates are merged (upstream's figure).
-pub const MANAGED_UPDATES_MAX: usize = 10;
 
 /// Service-account tokens.
 pub const TOKEN_SECONDS_MIN: i64 = 600;
 pub const TOKEN_SECONDS_DEFAULT: i64 = 3_600;
 pub const TOKEN_SECONDS_MAX: i64 = 365 * 24 * 3_600;
-/// What pods get: a year, with a warning after the asked hour, so that old clients that never read again survive.
+/// A bearer token that is longer is not looked at.
 pub const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// One WebSocket message from a client, and one SPDY frame.
@@ -68,7 +66,6 @@ pub const PORT_FORWARD_PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 pub const SPDY_HEADER_BYTES_MAX: usize = 64 * 1024;
 /// After the last frame, how long a client may take to close its side.
 pub const STREAM_CLOSE_GRACE: Duration = Duration::from_secs(5);
-pub const STREAM_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Answers of a proxied pod or service start within this.
 pub const PROXY_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -178,3 +178,27 @@ pub async fn collect(body: client::Body) -> Result<Bytes, api::Status> {
         Err(_) => Err(Status::new(Reason::Timeout, format!("the body did not arrive within {} s", limits::BODY_READ_TIMEOUT.as_secs()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt as _;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_cut_off() {
+        let (near, far) = tokio::io::duplex(16);
+        let mut io = Stalled::new(near);
+        io.write_all(&[0; 16]).await.unwrap();
+        let began = tokio::time::Instant::now();
+        assert_eq!(io.write_all(&[0; 1]).await.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed(), limits::WRITE_STALL_TIMEOUT);
+        drop(far);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_is_not_waited_for() {
+        let silent = futures_util::stream::pending::<Result<http_body::Frame<Bytes>, std::io::Error>>();
+        let status = collect(http_body_util::StreamBody::new(silent).boxed_unsync()).await.unwrap_err();
+        assert_eq!((status.code, status.message.as_str()), (504, "the body did not arrive within 30 s"));
+    }
+}

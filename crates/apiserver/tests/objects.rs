@@ -532,6 +532,30 @@ async fn who_may_do_what() {
 }
 
 #[tokio::test]
+async fn agents_write_what_is_theirs() {
+    let w = world().await;
+    let agent = |name: &str| Identity::node(name);
+    let node =
+        |name: &str| json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "status": { "capacity": { "cpu": "2" } } });
+    let made = World::must(w.call_as(agent("n1"), "POST", "/api/v1/nodes", node("n1")).await);
+    assert_eq!(made["status"]["capacity"]["cpu"], "2", "a node registers with its status");
+    assert_eq!(w.call_as(agent("n1"), "POST", "/api/v1/nodes", node("n2")).await.code, 403);
+    let mut p = pod("p");
+    p["spec"]["nodeName"] = "n1".into();
+    World::must(w.call("POST", PODS, p).await);
+    let running = json!({ "status": { "phase": "Running" } });
+    let answer = w.call_as(agent("n2"), "PATCH", &format!("{PODS}/p/status"), running.clone()).await;
+    assert!(answer.code == 403 && answer.message().contains("spec.nodeName set to itself"), "{}", answer.text());
+    World::must(w.call_as(agent("n1"), "PATCH", &format!("{PODS}/p/status"), running).await);
+    assert_eq!(w.call_as(agent("n2"), "DELETE", &format!("{PODS}/p"), Value::Null).await.code, 403);
+    World::must(w.call_as(agent("n1"), "DELETE", &format!("{PODS}/p?gracePeriodSeconds=0"), Value::Null).await);
+    let lease = |name: &str| json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": name }, "spec": {} });
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    World::must(w.call_as(agent("n1"), "POST", leases, lease("n1")).await);
+    assert_eq!(w.call_as(agent("n1"), "POST", leases, lease("n2")).await.code, 403);
+}
+
+#[tokio::test]
 async fn tokens_live_as_long_as_what_they_are_bound_to() {
     use apiserver::Caller;
     let w = world().await;

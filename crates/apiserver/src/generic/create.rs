@@ -65,7 +65,7 @@ async fn insert_once(cx: &mut Cx<'_>, mut object: Value, change: &Change<'_>, ge
     if change.dry_run {
         return Ok(object);
     }
-    let write = Write { key, expect: Expect::Absent, value: Some(stored(cx, &object)?) };
+    let write = Write { key, expect: Expect::Absent, value: Some(stored(cx, &mut object)?) };
     match cx.server.state.cache.txn(vec![write]).await {
         Ok(revision) => Ok(settled(object, revision)),
         Err(store::Error::Conflict { .. }) => Err(exists()),

@@ -141,7 +141,7 @@ async fn remove_once(cx: &Cx<'_>, existing: &Arc<Object>, options: &Options) -> 
     if !gone && meta::is_same(&new, &old) {
         return Ok(Some(Removed::Going(old)));
     }
-    let value = if gone { None } else { Some(stored(cx, &new)?) };
+    let value = if gone { None } else { Some(stored(cx, &mut new)?) };
     let write = Write { key: existing.key.to_string(), expect: Expect::At(existing.revision), value };
     match cx.server.state.cache.txn(vec![write]).await {
         Ok(revision) if gone => Ok(Some(Removed::Gone(settled(new, revision)))),

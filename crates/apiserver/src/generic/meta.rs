@@ -1,7 +1,7 @@
 //! `metadata`: what the server sets, what may not change, and when two states are the same.
 
 use api::{Cause, Status, Value};
-use serde_json::json;
+use serde_json::{Map, json};
 
 use super::Cx;
 
@@ -100,33 +100,26 @@ pub fn count_generation(cx: &Cx, new: &mut Value, old: &Value) {
         return;
     }
     let before = old["metadata"]["generation"].as_i64().unwrap_or(1);
-    let changed = {
-        let wanted = |v: &Value| -> Vec<(String, Value)> {
-            let fields =
-                v.as_object().into_iter().flatten().filter(|(k, _)| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind"));
-            fields.map(|(k, v)| (k.clone(), v.clone())).collect()
-        };
-        wanted(new) != wanted(old)
-    };
+    let changed = !same_but(new, old, &["apiVersion", "kind", "metadata", "status"]);
     new["metadata"]["generation"] = (before + i64::from(changed)).into();
+}
+
+/// Whether two objects have the same fields and values, some fields aside.
+fn same_but(a: &Value, b: &Value, aside: &[&str]) -> bool {
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
+    let fields = |map: &'_ Map<String, Value>| map.keys().filter(|k| !aside.contains(&k.as_str())).count();
+    fields(a) == fields(b) && a.iter().filter(|(k, _)| !aside.contains(&k.as_str())).all(|(k, v)| b.get(k) == Some(v))
 }
 
 /// Whether a write would change nothing but revision and the times in managedFields.
 pub fn is_same(new: &Value, old: &Value) -> bool {
-    let bare = |v: &Value| {
-        let mut v = v.clone();
-        drop(&mut v, &["resourceVersion"]);
-        if let Some(entries) = v["metadata"]["managedFields"].as_array_mut() {
-            for entry in entries {
-                entry["time"] = Value::Null;
-            }
-        } else {
-            // Reading by index leaves nothing behind, writing does.
-            drop(&mut v, &["managedFields"]);
-        }
-        v
-    };
-    bare(new) == bare(old)
+    fn managed(object: &Value) -> &[Value] {
+        object["metadata"]["managedFields"].as_array().map(Vec::as_slice).unwrap_or_default()
+    }
+    same_but(new, old, &["metadata"]) && same_but(&new["metadata"], &old["metadata"], &["resourceVersion", "managedFields"]) && {
+        let (new, old) = (managed(new), managed(old));
+        new.len() == old.len() && new.iter().zip(old).all(|(n, o)| same_but(n, o, &["time"]))
+    }
 }
 
 /// Whether nothing holds an object any more that is to go: no finalizer, no grace period left.

@@ -1,13 +1,14 @@
 //! `PATCH`: JSON patch, merge patch, strategic merge patch and server-side apply over the same write.
 
 use api::apply::apply;
-use api::{Status, Value};
+use api::{Reason, Status, Value};
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 
 use super::create::insert;
 use super::update::{Change, Operation, write, writer};
 use super::{Cx, meta, show};
+use crate::limits;
 use crate::negotiate::{self, PatchKind};
 use crate::respond::Body;
 use crate::subresources::scale;
@@ -35,6 +36,11 @@ pub async fn patch(cx: &mut Cx<'_>, headers: &HeaderMap, body: Bytes) -> Result<
         PatchKind::Apply => api::decode::yaml(&body)?,
         _ => api::decode::json(&body)?,
     };
+    let operations = decoded.object.as_array().map_or(0, Vec::len);
+    if kind == PatchKind::Json && operations > limits::PATCH_OPERATIONS_MAX {
+        let message = format!("The allowed maximum operations in a JSON patch is {}, got {operations}", limits::PATCH_OPERATIONS_MAX);
+        return Err(Status::new(Reason::RequestEntityTooLarge, message));
+    }
     let patch = Patch { kind, body: decoded.object, duplicates: decoded.duplicates, force };
     let info = cx.info;
     let operation = if kind == PatchKind::Apply { Operation::Apply } else { Operation::Update };

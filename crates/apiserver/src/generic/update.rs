@@ -58,7 +58,7 @@ pub async fn write(
         let old = cx.value_of(&existing)?;
         let proposed = propose(cx, &old)?;
         let explicit = change.operation == Operation::Update && !meta::text(&proposed, "resourceVersion").is_empty();
-        let new = settle(cx, change, proposed, &old)?;
+        let mut new = settle(cx, change, proposed, &old)?;
         if change.dry_run {
             return Ok(new);
         }
@@ -66,7 +66,7 @@ pub async fn write(
         if !gone && meta::is_same(&new, &old) {
             return Ok(old);
         }
-        let value = if gone { None } else { Some(stored(cx, &new)?) };
+        let value = if gone { None } else { Some(stored(cx, &mut new)?) };
         let write = Write { key: existing.key.to_string(), expect: Expect::At(existing.revision), value };
         match cx.server.state.cache.txn(vec![write]).await {
             Ok(revision) => return Ok(settled(new, revision)),
@@ -189,14 +189,18 @@ pub fn own(cx: &Cx, old: Option<&Value>, new: &mut Value, change: &Change) {
     }
 }
 
-/// An object as the store has it: without revision, in the group that keeps it.
-pub fn stored(cx: &Cx, object: &Value) -> Result<Bytes, Status> {
-    let mut object = object.clone();
-    meta::drop(&mut object, &["resourceVersion"]);
-    if let Some(alias) = cx.row.alias {
-        (alias.to_storage)(&mut object);
-    }
-    serde_json::to_vec(&object).map(Bytes::from).map_err(Status::internal)
+/// An object as the store has it: without revision, in the group that keeps it. Takes the revision out of `object`.
+pub fn stored(cx: &Cx, object: &mut Value) -> Result<Bytes, Status> {
+    meta::drop(object, &["resourceVersion"]);
+    let bytes = match cx.row.alias {
+        None => serde_json::to_vec(object),
+        Some(alias) => {
+            let mut kept = object.clone();
+            (alias.to_storage)(&mut kept);
+            serde_json::to_vec(&kept)
+        }
+    };
+    bytes.map(Bytes::from).map_err(Status::internal)
 }
 
 /// An object as it is shown after it was stored.
