@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use base::{Ids, SharedClock};
 use client::Client;
 use driver::Driver;
-use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::api::core::v1::{Pod, Taint};
 use ports::PodNetwork;
 
 use crate::images::Images;
@@ -34,6 +35,14 @@ impl Default for Reserved {
     fn default() -> Self {
         Self { cpu_millis: 100, memory_bytes: 200 << 20, ephemeral_storage_percent: 10 }
     }
+}
+
+/// Who has to know that a pod is leaving before its processes are told to stop: routers that still send to it.
+#[async_trait]
+pub trait Leaving: Send + Sync + 'static {
+    /// Returns once nobody sends new connections to the pod any more; it is not waited for longer than
+    /// [`crate::limits::LEAVING_WAIT`].
+    async fn leaving(&self, pod: &Pod);
 }
 
 #[derive(Clone)]
@@ -67,6 +76,8 @@ pub struct Config {
     pub image_budget_bytes: u64,
     /// PID limit of each pod; 0 is none.
     pub pod_pids_limit: u64,
+    /// Asked before a deleted pod's containers get their stop signal.
+    pub leaving: Option<Arc<dyn Leaving>>,
 }
 
 impl Config {
@@ -104,6 +115,7 @@ impl Config {
             version: "v1.33.0".to_string(),
             image_budget_bytes: 20 << 30,
             pod_pids_limit: 0,
+            leaving: None,
         }
     }
 }

@@ -32,5 +32,5 @@ mod tests;
 mod volumes;
 
 pub use agent::Agent;
-pub use config::{Capacity, Config, Reserved};
+pub use config::{Capacity, Config, Leaving, Reserved};
 pub use sweep::sweep;

@@ -85,3 +85,5 @@ pub const RATE_WINDOW_MIN: Duration = Duration::from_secs(1);
 pub const DRIVER_AGAIN: Duration = Duration::from_secs(1);
 /// Wait before a node's registration is tried again.
 pub const REGISTER_AGAIN: Duration = Duration::from_millis(500);
+/// How long a deleted pod's stop signal waits for routers to have taken the pod out.
+pub const LEAVING_WAIT: Duration = Duration::from_secs(2);

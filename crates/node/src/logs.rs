@@ -49,6 +49,13 @@ fn parts(path: &Path) -> Vec<PathBuf> {
     older
 }
 
+/// Removes all parts of one attempt's log; what is gone already is fine.
+pub fn remove(dir: &Path, attempt: u32) {
+    for part in parts(&dir.join(format!("{attempt}.log"))) {
+        let _ = std::fs::remove_file(part);
+    }
+}
+
 /// Attempts that have a log, ascending.
 pub fn attempts(dir: &Path) -> Vec<u32> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use client::{Client, Informer, Kind as ApiKind};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
+use plan::pod_actions::{app_containers, init_containers};
 
 use crate::limits::LOOKUP_TIMEOUT;
 
@@ -113,7 +114,7 @@ impl Lookup {
     }
 }
 
-/// Every ConfigMap and Secret that volumes of a pod are filled from.
+/// Every ConfigMap and Secret that volumes of a pod are filled from, or its containers' environment.
 pub fn references(pod: &Pod) -> BTreeSet<Reference> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
@@ -129,6 +130,17 @@ pub fn references(pod: &Pod) -> BTreeSet<Reference> {
         for source in projected.iter().flat_map(|p| p.sources.iter().flatten()) {
             add(Kind::ConfigMap, source.config_map.as_ref().map(|c| c.name.as_str()));
             add(Kind::Secret, source.secret.as_ref().map(|s| s.name.as_str()));
+        }
+    }
+    let containers = init_containers(pod).iter().chain(app_containers(pod));
+    for container in containers {
+        for source in container.env_from.iter().flatten() {
+            add(Kind::ConfigMap, source.config_map_ref.as_ref().map(|r| r.name.as_str()));
+            add(Kind::Secret, source.secret_ref.as_ref().map(|r| r.name.as_str()));
+        }
+        for source in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
+            add(Kind::ConfigMap, source.config_map_key_ref.as_ref().map(|r| r.name.as_str()));
+            add(Kind::Secret, source.secret_key_ref.as_ref().map(|r| r.name.as_str()));
         }
     }
     all

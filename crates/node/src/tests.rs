@@ -429,7 +429,8 @@ async fn volumes_wait_for_their_sources_and_follow_them() {
     {
         assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
     }
-    let source = |target: &str| -> PathBuf { made.mounts.iter().find(|m| m.target == PathBuf::from(target)).unwrap().source.clone() };
+    let source =
+        |target: &str| -> PathBuf { made.mounts.iter().find(|m| m.target == std::path::Path::new(target)).unwrap().source.clone() };
     assert_eq!(std::fs::read_to_string(source("/sec").join("key")).unwrap(), "value");
     assert!(source("/sec").starts_with(rig.dir.path().join("run")), "secrets stay in memory");
     assert!(std::fs::read_to_string(source("/etc/hosts")).unwrap().contains("10.0.0.2\tweb\n"));

@@ -69,7 +69,7 @@ async fn clear(cx: &PodCx, container: &str, attempt: u32) {
     let paths = cx.paths();
     let logs = paths.logs.join(container);
     for old in (0..last).rev().take(4) {
-        let _ = std::fs::remove_file(logs.join(format!("{old}.log")));
+        crate::logs::remove(&logs, old);
         let _ = std::fs::remove_file(crate::termination::file(&paths, container, old));
     }
 }

@@ -5,11 +5,12 @@ use k8s_openapi::api::core::v1::Container as Spec;
 use tokio::sync::watch;
 
 use super::{PodCx, hooks};
-use crate::limits::KILL_AGAIN;
+use crate::limits::{KILL_AGAIN, LEAVING_WAIT};
 
 pub(crate) async fn stop(cx: PodCx, container: Spec, hook: bool, signal: i32, mut deadline: watch::Receiver<Timestamp>) {
     let pre_stop = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()).filter(|_| hook);
     let mut least = Timestamp::UNIX_EPOCH;
+    leave(&cx, &mut deadline).await;
     if let Some(hook) = pre_stop {
         let run = hooks::run(&cx, &container, hook);
         tokio::select! {
@@ -28,6 +29,18 @@ pub(crate) async fn stop(cx: PodCx, container: Spec, hook: bool, signal: i32, mu
     loop {
         send(&cx, &container.name, libc::SIGKILL).await;
         tokio::time::sleep(KILL_AGAIN).await;
+    }
+}
+
+/// Routers take the pod out before it is told; the grace goes on meanwhile.
+async fn leave(cx: &PodCx, deadline: &mut watch::Receiver<Timestamp>) {
+    let Some(leaving) = cx.shared.config.leaving.clone().filter(|_| cx.pod.metadata.deletion_timestamp.is_some()) else { return };
+    tokio::select! {
+        biased;
+        done = tokio::time::timeout(LEAVING_WAIT, leaving.leaving(&cx.pod)) => if done.is_err() {
+            cx.shared.recorder.warning(&cx.whole(), "StillRouted", "routers did not confirm in time that the pod is taken out");
+        },
+        () = passed(cx, deadline, Timestamp::UNIX_EPOCH) => {}
     }
 }
 

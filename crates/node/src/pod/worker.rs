@@ -132,9 +132,8 @@ impl Worker {
 
     /// Until nothing of the pod is left here. True when it is deleted in the API, too, as far as that is ours to do.
     pub async fn run(mut self) -> bool {
-        if let Err(why) = self.find_driver().await {
-            self.tell(&Reason::warning("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {why}")), None);
-        }
+        // One that cannot be found is told when the pod is to be made.
+        let _ = self.find_driver().await;
         self.resume();
         if self.observed.sandbox == Sandbox::Ready {
             self.shared.lookup.watch(&self.uid, &self.pod);
@@ -306,10 +305,27 @@ impl Worker {
                     self.observed.terminal = Some(terminal);
                 }
             }
-            Message::Refresh => self.refresh_again = true,
+            Message::Refresh => {
+                self.refresh_again = true;
+                self.retry_now();
+            }
             Message::Refreshed => self.refresh = None,
             Message::StatusWritten(result) => self.status_written(result),
             Message::Deleted(result) => self.deleted(result),
+        }
+    }
+
+    /// What waits for its configuration may have got it.
+    fn retry_now(&mut self) {
+        if let Sandbox::Failed { at, .. } = &mut self.observed.sandbox {
+            *at = Timestamp::UNIX_EPOCH;
+        }
+        for container in self.observed.containers.values_mut() {
+            if let State::Failed { waiting, at, .. } = &mut container.state
+                && waiting.reason == "CreateContainerConfigError"
+            {
+                *at = Timestamp::UNIX_EPOCH;
+            }
         }
     }
 
@@ -500,12 +516,6 @@ impl Worker {
     // ---- plan and do -----------------------------------------------------------------------------------------------
 
     async fn step(&mut self) {
-        if self.driver.is_none() && !self.gone() {
-            // The RuntimeClass may have come meanwhile.
-            if self.find_driver().await.is_err() {
-                self.plan.wake_at = Some(self.now() + jiff::SignedDuration::from_secs(10));
-            }
-        }
         let cx = plan::Cx { now: self.now(), ids: self.shared.config.ids.clone() };
         let (plan, reasons) = pod_actions::plan(&self.pod, &self.observed, &cx);
         if plan.ending && self.observed.ending_since.is_none() {
@@ -515,6 +525,9 @@ impl Worker {
         self.tell_new(&reasons);
         self.plan = plan;
         for action in self.plan.actions.clone() {
+            if action == Action::Prepare && self.driver.is_none() && !self.has_driver().await {
+                continue;
+            }
             self.act(action);
         }
         self.refresh_volumes();
@@ -554,8 +567,15 @@ impl Worker {
         });
     }
 
-    fn gone(&self) -> bool {
-        self.observed.removed || self.pod.metadata.deletion_timestamp.is_some()
+    /// The RuntimeClass may have come meanwhile; if not, the pod waits as for any other part of its sandbox.
+    async fn has_driver(&mut self) -> bool {
+        let Err(why) = self.find_driver().await else { return true };
+        self.tell(&Reason::warning("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {why}")), None);
+        let failures = self.one_more_failure();
+        self.observed.sandbox = Sandbox::Failed { failures, at: self.now() };
+        let again = self.now() + jiff::SignedDuration::from_secs(1);
+        self.plan.wake_at = Some(self.plan.wake_at.map_or(again, |t| t.min(again)));
+        false
     }
 
     /// A pod that ends is not judged any more, only its readiness is still told.
@@ -685,14 +705,6 @@ impl Worker {
         self.refresh_again = false;
         if self.observed.sandbox != Sandbox::Ready || self.plan.ending {
             return;
-        }
-        // A container that waits for its configuration may have got it.
-        for container in self.observed.containers.values_mut() {
-            if let State::Failed { waiting, at, .. } = &mut container.state
-                && waiting.reason == "CreateContainerConfigError"
-            {
-                *at = Timestamp::UNIX_EPOCH;
-            }
         }
         let Some(cx) = self.cx() else { return };
         self.refresh = Some(Task::spawn(async move {

@@ -111,17 +111,13 @@ fn measure_dir(dir: &OwnedFd, device: u64, total: &mut u64, files: &mut usize, p
         if stat.st_dev != device {
             continue;
         }
-        // A file with several names counts by its part.
-        *total += (stat.st_blocks as u64 * 512)
-            / (stat.st_nlink as u64).max(1).min(if FileType::from_raw_mode(stat.st_mode).is_dir() { 1 } else { u64::MAX });
-        if FileType::from_raw_mode(stat.st_mode).is_dir()
-            && let Ok(next) = rustix::fs::openat(
-                dir.as_fd(),
-                name,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-        {
+        let directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+        // A file with several names counts by its part. The field's width differs between machines.
+        #[allow(clippy::unnecessary_cast)]
+        let names = if directory { 1 } else { (stat.st_nlink as u64).max(1) };
+        *total += (stat.st_blocks as u64 * 512) / names;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if directory && let Ok(next) = rustix::fs::openat(dir.as_fd(), name, flags, Mode::empty()) {
             pending.push(next);
         }
     }
@@ -130,6 +126,62 @@ fn measure_dir(dir: &OwnedFd, device: u64, total: &mut u64, files: &mut usize, p
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In a mount namespace of this thread's own: nothing is left on the machine, whatever happens.
+    fn alone(work: impl FnOnce() + Send + 'static) {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let thread = std::thread::spawn(|| {
+            // SAFETY: the thread ends with this closure and shares no file system state that others rely on.
+            let apart = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS) };
+            apart.unwrap();
+            let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).unwrap();
+            work();
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn memory_has_its_size_and_is_unmounted_with_its_tree() {
+        alone(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let tree = dir.path().join("pod");
+            let volume = tree.join("volumes/cache");
+            memory(&volume, 1 << 20, Some(7)).unwrap();
+            memory(&volume, 1 << 20, Some(7)).unwrap();
+            assert!(std::fs::write(volume.join("big"), vec![0u8; 2 << 20]).is_err());
+            use std::os::unix::fs::MetadataExt;
+            let meta = std::fs::metadata(&volume).unwrap();
+            assert_eq!((meta.gid(), meta.mode() & 0o7777), (7, 0o2777));
+            assert_eq!(mounts_below(&tree).unwrap().len(), 1);
+            assert!(measure(&tree) < 1 << 20, "another file system does not count");
+            remove_tree(&tree).unwrap();
+            assert!(!tree.exists() && mounts_below(dir.path()).unwrap().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_sub_path_is_mounted_again_for_each_attempt_and_its_volume_survives() {
+        alone(|| {
+            use super::super::subpath;
+            let dir = tempfile::tempdir().unwrap();
+            let (base, place) = (dir.path().join("volume"), dir.path().join("pod/subpaths/web/0"));
+            std::fs::create_dir_all(base.join("sub")).unwrap();
+            std::fs::write(base.join("sub/precious"), "x").unwrap();
+            for _ in 0..2 {
+                subpath::bind(&subpath::open(&base, "sub").unwrap(), &place).unwrap();
+                assert!(place.join("precious").exists());
+            }
+            let file = dir.path().join("pod/subpaths/web/1");
+            subpath::bind(&subpath::open(&base, "sub/precious").unwrap(), &file).unwrap();
+            subpath::bind(&subpath::open(&base, "sub/precious").unwrap(), &file).unwrap();
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), "x");
+            remove_tree(&dir.path().join("pod")).unwrap();
+            assert!(base.join("sub/precious").exists(), "what was mounted is not touched");
+        });
+    }
 
     #[test]
     fn trees_are_measured_and_removed_without_following_links() {
