@@ -13,6 +13,8 @@ pub const NODE_STATUS_CHECK: Duration = Duration::from_secs(10);
 /// Image names in the node's status.
 pub const NODE_IMAGES_MAX: usize = 50;
 
+/// Plans in a row of one pod without anything coming from outside; each follows from what the one before did.
+pub const STEPS_MAX: usize = 8;
 /// Messages that wait for one pod's worker.
 pub const WORKER_QUEUE: usize = 256;
 /// Writes of a status, a deletion, a registration that failed.

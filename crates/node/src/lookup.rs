@@ -71,14 +71,24 @@ impl Lookup {
         self.get("secret", namespace, name).await
     }
 
-    /// Watches what a pod's volumes come from. Called again it changes nothing.
+    /// Watches what a pod refers to. Called again it changes nothing.
     pub fn watch(&self, uid: &str, pod: &Pod) {
         let wanted = references(pod);
-        let mut entries = self.entries.lock().unwrap_or_else(|e| e.into_inner());
-        for reference in wanted {
-            let entry =
-                entries.entry(reference.clone()).or_insert_with(|| Entry { _watcher: self.start(&reference), pods: BTreeSet::new() });
-            entry.pods.insert(uid.to_string());
+        let lock = || self.entries.lock().unwrap_or_else(|e| e.into_inner());
+        let missing: Vec<Reference> = {
+            let entries = lock();
+            wanted.iter().filter(|r| !entries.contains_key(r)).cloned().collect()
+        };
+        // Started without the lock: an informer tells its first list at once, and telling needs the lock.
+        let started: Vec<(Reference, Watcher)> = missing.into_iter().map(|r| (r.clone(), self.start(&r))).collect();
+        let mut entries = lock();
+        for (reference, watcher) in started {
+            entries.entry(reference).or_insert(Entry { _watcher: watcher, pods: BTreeSet::new() });
+        }
+        for reference in &wanted {
+            if let Some(entry) = entries.get_mut(reference) {
+                entry.pods.insert(uid.to_string());
+            }
         }
     }
 

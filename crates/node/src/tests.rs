@@ -66,6 +66,9 @@ impl Images for Store {
         _auths: &[Auth],
         _progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Image, ImageError> {
+        if reference.starts_with("slow") {
+            std::future::pending::<()>().await;
+        }
         if reference.starts_with("none") {
             return Err(ImageError::NotFound(reference.into(), "not found".into()));
         }
@@ -549,4 +552,74 @@ async fn an_api_server_that_fails_is_asked_again() {
     tokio::time::sleep(Duration::from_secs(40)).await;
     assert!(rig.world.pods().is_empty() && rig.net.0.lock().unwrap().is_empty());
     assert_eq!(rig.deletions(), 1, "nothing is left to delete");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_can_be_deleted_whatever_it_waits_for() {
+    let rig = Rig::start().await;
+    rig.create("pull", json!({ "containers": [{ "name": "web", "image": "slow:1" }] })).await;
+    rig.create(
+        "volume",
+        json!({
+            "containers": [{ "name": "web", "image": "here:1", "command": ["serve"] }],
+            "volumes": [{ "name": "v", "configMap": { "name": "never" } }],
+        }),
+    )
+    .await;
+    rig.create("class", json!({ "runtimeClassName": "never", "containers": [{ "name": "web", "image": "here:1" }] })).await;
+    rig.create("backoff", json!({ "containers": [{ "name": "web", "image": "none:1" }] })).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let why =
+        "Warning FailedCreatePodSandBox: Failed to create pod sandbox: failed to get sandbox runtime: RuntimeClass \"never\" not found";
+    assert!(rig.has_event(why), "{:?}", rig.events());
+    for name in ["pull", "volume", "class", "backoff"] {
+        let before = rig.deletions();
+        rig.delete(name).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(rig.deletions(), before + 2, "{name}");
+    }
+    assert!(rig.world.pods().is_empty() && rig.net.0.lock().unwrap().is_empty());
+    let left = |d: &str| std::fs::read_dir(rig.dir.path().join(d)).map_or(0, Iterator::count);
+    assert_eq!((left("data/pods"), left("run/pods")), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stubborn_container_gets_its_grace_and_no_more() {
+    let rig = Rig::start().await;
+    let spec = json!({ "terminationGracePeriodSeconds": 7, "containers": [{ "name": "web", "image": "here:1", "command": ["stubborn"] }] });
+    let uid = rig.create("web", spec).await;
+    rig.ready("web").await;
+    rig.delete("web").await;
+    let began = tokio::time::Instant::now();
+    rig.until("web", "its end", |p| p["status"]["phase"] == "Failed").await;
+    let took = began.elapsed().as_millis();
+    assert!((6_900..7_400).contains(&took), "{took} ms");
+    let signals: Vec<Call> = rig.world.calls().into_iter().filter(|c| matches!(c, Call::Signal(..))).collect();
+    assert_eq!(signals, [Call::Signal(uid.clone(), "web".into(), 15), Call::Signal(uid, "web".into(), 9)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn init_containers_and_sidecars_come_first() {
+    let rig = Rig::start().await;
+    let spec = json!({ "restartPolicy": "Never",
+        "initContainers": [
+            { "name": "first", "image": "here:1", "command": ["exit", "0", "500"] },
+            { "name": "side", "image": "here:1", "command": ["serve"], "restartPolicy": "Always" },
+        ],
+        "containers": [{ "name": "web", "image": "here:1", "command": ["exit", "0", "3000"] }],
+    });
+    let uid = rig.create("web", spec).await;
+    let pod = rig.until("web", "its first init container", |p| condition(p, "PodReadyToStartContainers") == "True").await;
+    assert_eq!(condition(&pod, "Initialized"), "False");
+    assert_eq!(container(&pod, "web")["state"]["waiting"]["reason"], "PodInitializing");
+    let pod = rig.ready("web").await;
+    assert_eq!(container(&pod, "first")["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(container(&pod, "side")["started"], true);
+    let pod = rig.until("web", "its end", |p| p["status"]["phase"] == "Succeeded").await;
+    let conditions = pod["status"]["conditions"].as_array().unwrap();
+    assert_eq!(conditions.iter().find(|c| c["type"] == "Ready").unwrap()["reason"], "PodCompleted");
+    let starts: Vec<String> =
+        rig.world.calls().into_iter().filter_map(|c| if let Call::Start(_, name, _) = c { Some(name) } else { None }).collect();
+    assert_eq!(starts, ["first", "side", "web"]);
+    assert!(rig.world.calls().contains(&Call::Signal(uid, "side".into(), 15)));
 }

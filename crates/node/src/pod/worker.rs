@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::{Message, Paths, PodCx, about, prepare, start, stop};
 use crate::agent::{ContainerView, Shared, View};
-use crate::limits::{VOLUME_RESYNC, WORKER_QUEUE, WRITE_BACKOFF};
+use crate::limits::{STEPS_MAX, VOLUME_RESYNC, WORKER_QUEUE, WRITE_BACKOFF};
 use crate::{probe, status_patch, termination, volumes};
 
 /// What was found of a pod on this machine when the agent started.
@@ -516,6 +516,20 @@ impl Worker {
     // ---- plan and do -----------------------------------------------------------------------------------------------
 
     async fn step(&mut self) {
+        // What an action changes at once (an attempt given up) is planned for at once.
+        for _ in 0..STEPS_MAX {
+            let before = self.observed.clone();
+            self.plan_and_act().await;
+            if self.observed == before {
+                break;
+            }
+        }
+        self.refresh_volumes();
+        self.publish();
+        self.show();
+    }
+
+    async fn plan_and_act(&mut self) {
         let cx = plan::Cx { now: self.now(), ids: self.shared.config.ids.clone() };
         let (plan, reasons) = pod_actions::plan(&self.pod, &self.observed, &cx);
         if plan.ending && self.observed.ending_since.is_none() {
@@ -530,9 +544,6 @@ impl Worker {
             }
             self.act(action);
         }
-        self.refresh_volumes();
-        self.publish();
-        self.show();
     }
 
     /// What others may know of this pod.
@@ -823,7 +834,9 @@ fn exited(exit: &driver::Exit, now: Timestamp) -> Exit {
     if exit.oom_killed {
         out.reason = "OOMKilled".into();
     } else if !exit.error.is_empty() {
-        (out.reason, out.message) = ("StartError".into(), exit.error.clone());
+        // What has run and then is explained was lost with its shim.
+        let reason = if exit.started_at_ms > 0 { "ContainerStatusUnknown" } else { "StartError" };
+        (out.reason, out.message) = (reason.into(), exit.error.clone());
         out.code = if exit.code == 0 { 128 } else { exit.code };
     }
     out

@@ -342,12 +342,13 @@ impl Planner<'_> {
     }
 
     fn stop(&mut self, spec: &Spec, container: &Container, by: Timestamp, why: String) {
+        let running = matches!(container.state, State::Running { .. });
         match container.stop_by {
             Some(before) if before <= by => return,
             Some(_) => {}
-            None => self.tell(spec, Reason::normal("Killing", why)),
+            None if running => self.tell(spec, Reason::normal("Killing", why)),
+            None => {}
         }
-        let running = matches!(container.state, State::Running { .. });
         let hook = running && container.stop_by.is_none() && spec.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some());
         self.plan.actions.push(Action::Stop { container: spec.name.clone(), by, hook });
     }
