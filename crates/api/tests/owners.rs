@@ -42,7 +42,7 @@ fn ports() -> impl Strategy<Value = Value> {
 }
 
 fn container() -> impl Strategy<Value = Value> {
-    let resources = maybe(labels().prop_map(|l| json!({"limits": l})));
+    let resources = maybe(btree_map("[a-c]", "[1-3]", 1..3).prop_map(|l| json!({"limits": l})));
     (maybe("[i-k]".prop_map(Value::from)), maybe(env()), maybe(ports()), resources)
         .prop_map(|(image, env, ports, resources)| object(vec![("image", image), ("env", env), ("ports", ports), ("resources", resources)]))
 }
