@@ -31,7 +31,8 @@ pub enum ConnectError {
 
 /// A connection on which one more request can be sent.
 pub enum Sender {
-    One(http1::SendRequest<Body>),
+    /// And whether it has been used before: then the endpoint may have closed it at this very moment.
+    One(http1::SendRequest<Body>, bool),
     Two(http2::SendRequest<Body>),
 }
 
@@ -88,7 +89,7 @@ impl Endpoint {
             return self.connect_shared().await.map(Sender::Two);
         }
         if !fresh && let Some(sender) = self.take_idle() {
-            return Ok(Sender::One(sender));
+            return Ok(Sender::One(sender, true));
         }
         let stream = timeout(CONNECT_WITHIN, self.dial()).await.map_err(|_| ConnectError::Slow)??;
         let mut builder = http1::Builder::new();
@@ -104,7 +105,7 @@ impl Endpoint {
             }
         };
         drop(connection);
-        Ok(Sender::One(sender))
+        Ok(Sender::One(sender, false))
     }
 
     async fn dial(&self) -> std::io::Result<Dialed> {

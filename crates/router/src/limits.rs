@@ -27,12 +27,16 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 pub const RETRIES: u32 = 2;
 /// An endpoint that could not be connected to is avoided for so long, while there are others.
 pub const SUSPECT_FOR: Duration = Duration::from_secs(1);
-/// Idle connections kept to one endpoint, and for how long.
+/// Idle connections kept to one endpoint.
 pub const IDLE_PER_ENDPOINT: usize = 64;
-pub const IDLE_FOR: Duration = Duration::from_secs(30);
+/// How long they are kept: less than the 5 s after which common servers close theirs, since a request that meets that
+/// moment may be lost.
+pub const IDLE_FOR: Duration = Duration::from_secs(4);
 
 /// How long requests in flight may take when the edge stops.
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+/// How long a stopping edge waits for first requests on connections it has accepted.
+pub const DRAIN_LINGER: Duration = Duration::from_millis(250);
 /// One frame of the feed, in bytes.
 pub const FRAME_BYTES_MAX: usize = 256 << 20;
 /// Changes of objects that arrive this close together are fed together.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -32,6 +33,9 @@ use crate::limits::{ANSWER_WITHIN, BODY_IDLE, RETRIES, UPGRADED_IDLE};
 use crate::metrics::{Counts, InFlight, Metrics, Service};
 use crate::table::Table;
 use crate::tls::{Certificates, TlsError};
+
+/// Kept connections that may turn out to be closed before a request insists on a new one.
+const STALE_MAX: usize = 3;
 
 /// The router: two immutable snapshots and what survives them. Cheap to share; all state is behind atomics.
 pub struct Router {
@@ -214,10 +218,15 @@ impl Router {
             // Loaded anew each time: an endpoint that has been taken out meanwhile is not tried.
             let endpoint = self.choose(route, &tried, &last)?;
             let outstanding = endpoint.enter();
-            let problem = match endpoint.connect(asked.upgrade.is_some()).await {
+            let problem = match endpoint.connect(asked.upgrade.is_some() || stale > STALE_MAX).await {
                 Ok(sender) => match self.send(&endpoint, sender, request, &asked).await {
                     Ok(response) => return Ok((response, outstanding)),
-                    Err(Sent::Partly(error)) => {
+                    Err(Sent::Partly(_, Some(spare))) => {
+                        request = *spare;
+                        stale += 1;
+                        continue;
+                    }
+                    Err(Sent::Partly(error, None)) => {
                         let text = format!("endpoint {} of {} broke off: {error}", endpoint.address, route.backend);
                         return Err(Refusal::new(StatusCode::BAD_GATEWAY, text));
                     }
@@ -225,7 +234,7 @@ impl Router {
                     Err(Sent::Not(back, error)) => {
                         request = back;
                         stale += 1;
-                        if stale <= crate::limits::IDLE_PER_ENDPOINT {
+                        if stale <= STALE_MAX + 1 {
                             continue;
                         }
                         error.to_string()
@@ -269,18 +278,21 @@ impl Router {
         let h2 = matches!(sender, Sender::Two(_));
         headers::prepare(&mut request, &asked.checked.authority, asked.client, asked.upgrade.clone(), h2);
         match sender {
-            Sender::One(mut sender) => match sender.try_send_request(request).await {
-                Ok(response) => {
-                    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                        endpoint.give_back(sender);
+            Sender::One(mut sender, used) => {
+                let spare = (used && is_repeatable(&request)).then(|| Box::new(copy(&request)));
+                match sender.try_send_request(request).await {
+                    Ok(response) => {
+                        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                            endpoint.give_back(sender);
+                        }
+                        Ok(response)
                     }
-                    Ok(response)
+                    Err(mut error) => Err(Sent::of(error.take_message(), error.into_error(), spare)),
                 }
-                Err(mut error) => Err(Sent::of(error.take_message(), error.into_error())),
-            },
+            }
             Sender::Two(mut sender) => match sender.try_send_request(request).await {
                 Ok(response) => Ok(response),
-                Err(mut error) => Err(Sent::of(error.take_message(), error.into_error())),
+                Err(mut error) => Err(Sent::of(error.take_message(), error.into_error(), None)),
             },
         }
     }
@@ -296,16 +308,31 @@ struct Asked<'a> {
 /// How far a failed request got.
 enum Sent {
     Not(Request<Body>, hyper::Error),
-    Partly(hyper::Error),
+    /// With a copy to send again where that is allowed: RFC 9110 §9.2.2, for a connection closed while idle.
+    Partly(hyper::Error, Option<Box<Request<Body>>>),
 }
 
 impl Sent {
-    fn of(message: Option<Request<Body>>, error: hyper::Error) -> Self {
+    fn of(message: Option<Request<Body>>, error: hyper::Error, spare: Option<Box<Request<Body>>>) -> Self {
         match message {
             Some(request) => Self::Not(request, error),
-            None => Self::Partly(error),
+            None => Self::Partly(error, spare),
         }
     }
+}
+
+/// Doing it twice is the same as doing it once, and there is no body that would be gone.
+fn is_repeatable(request: &Request<Body>) -> bool {
+    request.method().is_safe() && request.body().is_end_stream()
+}
+
+fn copy(request: &Request<Body>) -> Request<Body> {
+    let mut copied = Request::new(body::empty());
+    *copied.method_mut() = request.method().clone();
+    *copied.uri_mut() = request.uri().clone();
+    *copied.version_mut() = request.version();
+    *copied.headers_mut() = request.headers().clone();
+    copied
 }
 
 fn describe(error: &ConnectError) -> String {

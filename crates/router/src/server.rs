@@ -1,13 +1,14 @@
 //! The router's listeners: connections in, requests out to [`crate::proxy::Router`], and a stop that lets them finish.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::CancellationToken;
+use http::header::{CONNECTION, HeaderValue};
+use http::{StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,21 +20,24 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::body::Body;
 use crate::headers::Client;
 use crate::limits::{
-    CONNECTIONS_MAX, DRAIN_WITHIN, H2_PING_EVERY, H2_PING_WITHIN, HEADERS_BYTES_MAX, HEADERS_WITHIN, STREAMS_MAX, TLS_WITHIN,
+    CONNECTIONS_MAX, DRAIN_LINGER, DRAIN_WITHIN, H2_PING_EVERY, H2_PING_WITHIN, HEADERS_BYTES_MAX, HEADERS_WITHIN, STREAMS_MAX, TLS_WITHIN,
 };
 use crate::proxy::Router;
 
 /// Serves plain HTTP and HTTPS until told to stop, then lets requests in flight end, for [`DRAIN_WITHIN`] at most.
 pub async fn serve(router: Arc<Router>, http: TcpListener, https: TcpListener, stop: CancellationToken) -> io::Result<()> {
     let tls = router.certificates().server_config().map_err(io::Error::other)?;
-    let server = Arc::new(Server { router, room: Arc::new(Semaphore::new(CONNECTIONS_MAX)), builder: builder() });
+    let server = Arc::new(Server { router, room: Arc::new(Semaphore::new(CONNECTIONS_MAX)), builder: builder(), stop: stop.clone() });
     let graceful = GracefulShutdown::new();
     let plain = server.clone().accept(http, None, &graceful, &stop);
     let secure = server.accept(https, Some(tls), &graceful, &stop);
     let (plain, secure) = tokio::join!(plain, secure);
     plain.and(secure)?;
+    // A connection accepted a moment ago has its request still on the way. Answers say `Connection: close` by now.
+    tokio::time::sleep(DRAIN_LINGER).await;
     if timeout(DRAIN_WITHIN, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests still in flight after {DRAIN_WITHIN:?} are cut off");
     }
@@ -44,6 +48,7 @@ struct Server {
     router: Arc<Router>,
     room: Arc<Semaphore>,
     builder: Builder<TokioExecutor>,
+    stop: CancellationToken,
 }
 
 fn builder() -> Builder<TokioExecutor> {
@@ -112,13 +117,23 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request: http::Request<Incoming>| answered(self.router.clone().handle(request, client)));
+        let service = service_fn(|request: http::Request<Incoming>| answer(self.router.clone(), request, client, self.stop.clone()));
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         // Errors here are clients that left or broke the protocol; hyper has answered what can be answered.
         let _ = watcher.watch(connection).await;
     }
 }
 
-async fn answered<R>(response: impl Future<Output = R>) -> Result<R, Infallible> {
-    Ok(response.await)
+async fn answer(
+    router: Arc<Router>,
+    request: http::Request<Incoming>,
+    client: Client,
+    stop: CancellationToken,
+) -> Result<http::Response<Body>, Infallible> {
+    let keeps = request.version() == Version::HTTP_11;
+    let mut response = router.handle(request, client).await;
+    if stop.is_cancelled() && keeps && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }
