@@ -6,24 +6,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{root, run, target, tidy, tools};
+use crate::{root, run, tidy, tools};
 
 /// The README's test command: everything, or what a filter names.
 pub fn test(filter: &[&str]) -> Result<()> {
     tools::install()?;
     // The end-to-end tests drive the built binary and the demonstration's programs.
     run("cargo", &["build", "--workspace"])?;
-    let path = std::env::var("PATH").unwrap_or_default();
-    let path = format!("{}:{path}", target().join("tools/bin").display());
     let mut command = Command::new("cargo");
     command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filter);
-    let mut child = command
-        .current_dir(root())
-        .env("PATH", path)
-        .env("STAITHE_TEST_PYTHON", target().join("tools/python/bin/python"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("run cargo test")?;
+    let mut child = command.current_dir(root()).stdout(Stdio::piped()).spawn().context("run cargo test")?;
     let (mut passed, mut failed, mut ignored) = (0u64, 0u64, 0u64);
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let line = line?;

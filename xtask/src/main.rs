@@ -18,6 +18,7 @@ const HELP: &str = "cargo xtask <chore>
   demo            build, start the environment, deploy the example shop, show its URL (root)
   demo build      only its build stage
   demo run        only its run stage, with what is built
+  guest           the container tests, a restart and a reboot in an emulated machine (minutes)
   tidy            the floors of the house and other rules that no lint knows
   tools           install what the tests need and say where
 ";
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::build().and_then(|()| demo::run()),
         ["demo", "build"] => demo::build(),
         ["demo", "run"] => demo::run(),
+        ["guest"] => guest_test(),
         ["tidy"] => tidy::run(),
         ["tools"] => tools::install(),
         _ => {
@@ -45,6 +47,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Its own chore: an emulated machine takes minutes.
+fn guest_test() -> Result<()> {
+    tools::install_guest()?;
+    run("cargo", &["build", "--workspace"])?;
+    run("cargo", &["test", "-p", "staithe", "--test", "guest"])
 }
 
 /// The workspace's directory.

@@ -351,6 +351,8 @@ impl Client {
             }
         };
         let body = encode(path, body)?;
+        // A path may bring parameters of its own (`?dryRun=All`).
+        let query = if path.contains('?') { query.replacen('?', "&", 1) } else { query };
         self.bytes(Method::PATCH, &format!("{path}{query}"), patch.content_type(), body).await
     }
 

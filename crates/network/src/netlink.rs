@@ -126,7 +126,7 @@ impl Message {
         self
     }
 
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes.len()
     }
 
@@ -231,7 +231,7 @@ impl Socket {
     /// of its message.
     pub fn exchange(&mut self, messages: &mut [(Message, String)], refused: &mut dyn FnMut(Error)) -> Result<()> {
         let first = self.sequence;
-        let mut datagram = Vec::with_capacity(messages.iter().map(|(m, _)| m.len()).sum());
+        let mut datagram = Vec::with_capacity(messages.iter().map(|(m, _)| m.size()).sum());
         let count = messages.len() as u32;
         for (n, (message, label)) in messages.iter_mut().enumerate() {
             if message.overlong {

@@ -12,7 +12,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use crate::netlink::Socket;
 use crate::rtnl;
 
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// A fresh namespace: what it is mounted on, a descriptor of it, and a route socket inside it.
 pub struct Namespace {
@@ -57,7 +57,7 @@ fn on_thread<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'stat
 }
 
 pub fn is_namespace(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|s| s.f_type as i64 == NSFS_MAGIC)
+    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == NSFS_MAGIC)
 }
 
 /// Takes the mount and its file away; absent is fine. The namespace lives on while processes are in it.

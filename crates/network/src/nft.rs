@@ -468,8 +468,8 @@ impl Batch {
                 m.be32(4, id);
             }
             m.nest(3, |m| {
-                let start = m.len();
-                while m.len() - start < limits::SET_ELEMENTS_BYTES {
+                let start = m.size();
+                while m.size() - start < limits::SET_ELEMENTS_BYTES {
                     let Some(element) = all.next() else { break };
                     encode_element(m, &element);
                 }

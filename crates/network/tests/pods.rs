@@ -236,3 +236,26 @@ fn a_node_without_uplink_names_itself_out_of_its_pod_range() {
         assert_eq!(network::node_address(cidr("10.42.0.0/24")).unwrap(), Ipv4Addr::new(192, 0, 2, 1));
     });
 }
+
+#[test]
+fn iptables_still_reads_its_own_tables_with_our_rules_in_them() {
+    on_own_machine(|run| async move {
+        if std::process::Command::new("iptables-nft").arg("--version").output().is_err() {
+            eprintln!("skipped: no iptables-nft here");
+            return;
+        }
+        sh(
+            "iptables-nft -N DOCKER-USER && iptables-nft -A DOCKER-USER -j RETURN && iptables-nft -A FORWARD -j DOCKER-USER && iptables-nft -P FORWARD DROP && iptables-nft -P INPUT DROP",
+        );
+        let net = start(&run).await;
+        let (a, b) = (pod(&net, "a").await, pod(&net, "b").await);
+        b.serve_tcp(80, "b");
+        assert!(a.ask(b.at(80)).is_ok());
+        let rules = sh("iptables-nft -S");
+        assert!(rules.contains("-A DOCKER-USER -s 10.42.0.0/16") && rules.contains("-A DOCKER-USER -d 10.42.0.0/16"), "{rules}");
+        assert!(rules.contains("-A INPUT -s 10.42.0.0/16"), "{rules}");
+        sh("iptables-nft -A FORWARD -s 192.0.2.0/24 -j ACCEPT");
+        network::sweep("t1", &run, false);
+        assert!(!sh("iptables-nft -S").contains("10.42."));
+    });
+}

@@ -61,6 +61,9 @@ impl View {
     }
 }
 
+/// Why the node is not ready before its agent has asked what runs.
+const STARTING: &str = "container runtime is starting";
+
 /// What the agent's parts share.
 pub(crate) struct Shared {
     pub config: Config,
@@ -92,6 +95,11 @@ impl Shared {
     /// Why this node runs no pods now.
     pub fn unready(&self) -> Option<String> {
         lock(&self.unready).clone()
+    }
+
+    /// The agent does not know yet how it is with this node.
+    pub fn is_starting(&self) -> bool {
+        lock(&self.unready).as_deref() == Some(STARTING)
     }
 
     pub fn set_unready(&self, why: Option<String>) {
@@ -174,7 +182,7 @@ impl Agent {
             capacity,
             allocatable: machine::allocatable(capacity, config.reserved),
             readiness_changed: Notify::new(),
-            unready: Mutex::new(Some("container runtime is starting".into())),
+            unready: Mutex::new(Some(STARTING.into())),
             workers,
             views: Mutex::default(),
             finished: Mutex::default(),

@@ -336,6 +336,13 @@ async fn the_next_agent_takes_over_what_runs() {
     assert!(rig.world.exit(&uid, "web", 1));
     rig.until("web", "a restart", |p| container(p, "web")["restartCount"] == 1 && condition(p, "Ready") == "True").await;
     let starts = rig.starts();
+    let ready_since = |rig: &Rig| {
+        let conditions = rig.server.objects("/api/v1/nodes")[0]["status"]["conditions"].as_array().unwrap().clone();
+        let ready = conditions.into_iter().find(|c| c["type"] == "Ready" && c["status"] == "True");
+        ready.unwrap()["lastTransitionTime"].clone()
+    };
+    let since = ready_since(&rig);
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let server = rig.server.clone();
     let rig = rig.restart(|world| assert!(world.exit(&gone, "web", 7))).await;
     // One pod went from the API while no agent was there.
@@ -344,6 +351,7 @@ async fn the_next_agent_takes_over_what_runs() {
     assert_eq!(container(&pod, "web")["lastState"]["terminated"]["exitCode"], 7);
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(rig.starts(), starts + 1, "only what had exited was started");
+    assert_eq!(ready_since(&rig), since, "the node was ready all along");
     let pod = rig.pod("web");
     assert_eq!((&container(&pod, "web")["restartCount"], condition(&pod, "Ready").as_str()), (&json!(1), "True"));
     assert_eq!(rig.world.pods().len(), 3);

@@ -212,7 +212,7 @@ fn below(n: usize) -> usize {
     let x = NEXT.fetch_add(0x9E37_79B9, Ordering::Relaxed);
     let x = (x ^ (x >> 16)).wrapping_mul(0x21F0_AAAD);
     let x = (x ^ (x >> 15)).wrapping_mul(0x735A_2D97);
-    (u64::from(x ^ (x >> 15)) * n as u64 >> 32) as usize
+    ((u64::from(x ^ (x >> 15)) * n as u64) >> 32) as usize
 }
 
 /// All backends at one revision.

@@ -232,7 +232,7 @@ impl Router {
                     }
                     // A kept connection had been closed: the same endpoint may well live, so it is not held against it.
                     Err(Sent::Not(back, error)) => {
-                        request = back;
+                        request = *back;
                         stale += 1;
                         if stale <= STALE_MAX + 1 {
                             continue;
@@ -307,7 +307,7 @@ struct Asked<'a> {
 
 /// How far a failed request got.
 enum Sent {
-    Not(Request<Body>, hyper::Error),
+    Not(Box<Request<Body>>, hyper::Error),
     /// With a copy to send again where that is allowed: RFC 9110 §9.2.2, for a connection closed while idle.
     Partly(hyper::Error, Option<Box<Request<Body>>>),
 }
@@ -315,7 +315,7 @@ enum Sent {
 impl Sent {
     fn of(message: Option<Request<Body>>, error: hyper::Error, spare: Option<Box<Request<Body>>>) -> Self {
         match message {
-            Some(request) => Self::Not(request, error),
+            Some(request) => Self::Not(Box::new(request), error),
             None => Self::Partly(error, spare),
         }
     }

@@ -19,13 +19,11 @@ fn without_root_it_says_so() {
 #[test]
 fn a_port_in_use_is_named_with_the_flag_that_moves_it() {
     let m = Machine::new();
-    let mut taken = m.command("busybox").args(["nc", "-l", "-p", "6443"]).spawn().unwrap();
+    let _taken = m.background("busybox", &["nc", "-l", "-p", "6443"]);
     let text = m.until("the port is taken", 5, || {
-        let listening = m.sh("grep -c ':192B' /proc/net/tcp").out;
+        let listening = m.sh("cat /proc/net/tcp /proc/net/tcp6 | grep -c ':192B'").out;
         (listening.trim() != "0").then(|| m.staithe(&["up"]).fails())
     });
-    taken.kill().unwrap();
-    taken.wait().unwrap();
     assert!(text.contains("6443") && text.contains("--api-port"), "{text}");
     assert!(m.sh("ip route").out.is_empty(), "something was changed before the refusal");
 }

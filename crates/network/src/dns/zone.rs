@@ -138,7 +138,7 @@ impl Index {
     /// An ExternalName: what it stands for is followed here, and by the caller where it leaves the cluster. Resolvers of
     /// the simplest kind (musl) do not follow by themselves.
     fn answer_alias(&self, name: &Name, alias: &str, kind: RecordType, response: &mut Message) -> Found {
-        let Ok(target) = Name::from_ascii(&format!("{alias}.")) else {
+        let Ok(target) = Name::from_ascii(format!("{alias}.")) else {
             response.metadata.response_code = ResponseCode::ServFail;
             return Found::Answered;
         };
@@ -169,7 +169,7 @@ impl Index {
     }
 
     fn no_data(&self, response: &mut Message) {
-        let origin = Name::from_ascii(&format!("{}.", self.zone.domain)).unwrap_or_default();
+        let origin = Name::from_ascii(format!("{}.", self.zone.domain)).unwrap_or_default();
         response.authorities.push(Record::from_rdata(origin, TTL, self.soa()));
     }
 
@@ -178,7 +178,7 @@ impl Index {
     }
 
     fn absolute(&self, relative: &str) -> Name {
-        Name::from_ascii(&format!("{relative}{}.", self.suffix)).unwrap_or_default()
+        Name::from_ascii(format!("{relative}{}.", self.suffix)).unwrap_or_default()
     }
 }
 

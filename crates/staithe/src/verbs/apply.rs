@@ -68,8 +68,9 @@ async fn apply(ctx: &Ctx, args: &Apply, object: &Value) -> Result<(String, Value
         object["metadata"]["namespace"] = namespace.into();
     }
     let patch = Patch::Apply { manager: "staithe".into(), force: args.force_conflicts, object };
-    let dry_run = query(&[("dryRun", if args.dry_run { "All" } else { "" })]);
-    let applied = ctx.client.patch_path(&(path + &dry_run), &patch).await?;
+    // A misspelt field is a mistake, not a remark.
+    let how = query(&[("fieldValidation", "Strict"), ("dryRun", if args.dry_run { "All" } else { "" })]);
+    let applied = ctx.client.patch_path(&(path + &how), &patch).await?;
     let revision = |v: &Value| v["metadata"]["resourceVersion"].as_str().map(str::to_string);
     let what = match &before {
         None => "created",

@@ -46,6 +46,16 @@ impl Ran {
     }
 }
 
+/// Ends with the test, also with one that fails.
+pub struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Machine {
     /// Namespaces without any uplink, only loopback; nothing is started yet.
     pub fn new() -> Self {
@@ -106,6 +116,11 @@ impl Machine {
 
     pub fn run(&self, program: &str, args: &[&str]) -> Ran {
         Ran::of(self.command(program).args(args).output().unwrap())
+    }
+
+    /// A process that goes on until what is returned is dropped. It holds none of the test's own output open.
+    pub fn background(&self, program: &str, args: &[&str]) -> Background {
+        Background(self.command(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     pub fn run_with_input(&self, program: &str, args: &[&str], input: &str) -> Ran {
