@@ -164,7 +164,7 @@ fn conditions(shared: &Shared, before: Option<&NodeStatus>, pressure: Pressure, 
     // A new agent on a machine that ran on: pods serve meanwhile, and were they called unready, no Service would send to them.
     let ran_on = |s: &&NodeStatus| s.node_info.as_ref().is_some_and(|i| i.boot_id == machine::line("/proc/sys/kernel/random/boot_id"));
     let kept = before.filter(ran_on).filter(|_| shared.is_starting()).and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    let kept = kept.iter().find(|c| c.type_ == "Ready" && c.status == "TrueX");
+    let kept = kept.iter().find(|c| c.type_ == "Ready" && c.status == "True");
     let before = before.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     all.into_iter()
         .map(|(kind, on, reason, message)| {
