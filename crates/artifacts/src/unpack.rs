@@ -398,7 +398,7 @@ fn attributes<R: Read>(fd: BorrowedFd, entry: &mut Entry<R>, full: &[OsString]) 
 fn copy_attributes(to: BorrowedFd, stat: &sys::Stat) -> rustix::io::Result<()> {
     sys::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     sys::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-    sys::futimens(to, &times(stat.st_mtime as i64))
+    sys::futimens(to, &times(stat.st_mtime))
 }
 
 fn times(mtime: i64) -> Timestamps {

@@ -27,7 +27,7 @@ fn parse(words: &[String]) -> Option<Words> {
 }
 
 /// Binds the sockets in a holder of their own and starts the edge with them, or finds both running.
-pub async fn start(o: &Organs, r: &Ranges, client: &Client, config: network::Config) -> Result<ServiceProxy> {
+pub(super) async fn start(o: &Organs, r: &Ranges, client: &Client, config: network::Config) -> Result<ServiceProxy> {
     let s = &o.s;
     let exe = std::env::current_exe().context("find this program")?;
     let exe = exe.to_string_lossy().trim_end_matches(" (deleted)").to_string();

@@ -206,7 +206,7 @@ pub fn busybox_tar(dir: &Path) -> PathBuf {
     let mut builder = tar::Builder::new(std::fs::File::create(&path).unwrap());
     let busybox =
         std::fs::read("/bin/busybox").or_else(|_| std::fs::read("/usr/bin/busybox")).expect("Debian: apt-get install busybox-static");
-    let mut header = |kind: tar::EntryType, size: usize, mode: u32| {
+    let header = |kind: tar::EntryType, size: usize, mode: u32| {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_size(size as u64);
