@@ -25,7 +25,6 @@ mod spec;
 mod stats;
 mod status_patch;
 mod streams;
-mod sweep;
 mod termination;
 #[cfg(test)]
 mod tests;
@@ -33,4 +32,3 @@ mod volumes;
 
 pub use agent::Agent;
 pub use config::{Capacity, Config, Leaving, Reserved};
-pub use sweep::sweep;

@@ -311,9 +311,14 @@ async fn a_crash_loop_is_told_and_counted() {
 async fn what_cannot_start_says_why() {
     let rig = Rig::start().await;
     rig.create("web", json!({ "containers": [{ "name": "web", "image": "here:1", "command": ["missing", "nginxx"] }] })).await;
-    let pod = rig.until("web", "a crash loop", |p| container(p, "web")["state"]["waiting"]["reason"] == "CrashLoopBackOff").await;
+    let pod = rig
+        .until("web", "a crash loop", |p| {
+            container(p, "web")["state"]["waiting"]["reason"] == "CrashLoopBackOff" && container(p, "web")["restartCount"] == 1
+        })
+        .await;
     let last = &container(&pod, "web")["lastState"]["terminated"];
     assert_eq!((&last["exitCode"], &last["reason"]), (&json!(128), &json!("StartError")));
+    assert_eq!(container(&pod, "web")["restartCount"], 1, "the first retry is at once");
     assert_eq!(last["message"], "exec: \"nginxx\": executable file not found in $PATH");
     rig.create("pull", json!({ "containers": [{ "name": "web", "image": "none:1" }] })).await;
     let pod = rig.until("pull", "a pull error", |p| container(p, "web")["state"]["waiting"]["reason"] == "ImagePullBackOff").await;

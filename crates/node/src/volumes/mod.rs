@@ -19,7 +19,7 @@ use crate::pod::{Paths, PodCx};
 use crate::spec::expand;
 
 pub(crate) use payload::Tokens;
-pub(crate) use tree::{measure, mounts_below, remove_tree};
+pub(crate) use tree::{measure, remove_tree};
 
 /// A volume that could not be made, in the words of `FailedMount`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -69,7 +69,7 @@ fn unmount_below(path: &Path) -> io::Result<()> {
 }
 
 /// Mount points at or below a path, parents before what is in them.
-pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<String>> {
+fn mounts_below(path: &Path) -> io::Result<Vec<String>> {
     let Ok(path) = path.canonicalize() else { return Ok(Vec::new()) };
     let table = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
     let points = table.lines().filter_map(|l| l.split(' ').nth(4)).map(unescape);
