@@ -100,9 +100,7 @@ impl Inner {
             .map_err(|e| NetworkError::Failed(format!("cannot prepare {}: {e}", config.run_dir.join("netns").display())))?;
         sysctl::set(&config.run_dir, "net.ipv4.ip_forward", "1")
             .map_err(|e| NetworkError::Failed(format!("cannot switch on net.ipv4.ip_forward: {e}")))?;
-        for range in fence_routes(&config, &instance) {
-            rtnl::put_route(&mut route, &range).map_err(failed)?;
-        }
+        put_fence_routes(&config).map_err(failed)?;
         fence::write(&mut filter, &config).map_err(failed)?;
         warnings.extend(firewall::open(&mut filter, &config).map_err(failed)?);
         for warning in &warnings {
@@ -289,9 +287,13 @@ fn await_sending(socket: &mut netlink::Socket, name: &str) -> netlink::Result<()
 
 /// What is not a pod of this node stops here: an unreachable route for the pod range, and the service range by `lo`,
 /// because the host's own packets look up their route before the Service's address is translated.
-pub(crate) fn fence_routes(config: &Config, instance: &Instance) -> [Route; 2] {
-    let base = Route { to: config.cluster_cidr, via: Via::Unreachable, source: None, protocol: PROTOCOL, metric: instance.tag };
-    [base, Route { to: config.service_cidr, via: Via::Link(LOOPBACK), source: Some(config.node_address), ..base }]
+pub(crate) fn put_fence_routes(config: &Config) -> netlink::Result<()> {
+    let tag = Instance::new(&config.instance).tag;
+    let pods = Route { to: config.cluster_cidr, via: Via::Unreachable, source: None, protocol: PROTOCOL, metric: tag };
+    let services = Route { to: config.service_cidr, via: Via::Link(LOOPBACK), source: Some(config.node_address), ..pods };
+    let mut socket = rtnl::open()?;
+    rtnl::put_route(&mut socket, &pods)?;
+    rtnl::put_route(&mut socket, &services)
 }
 
 /// Refuses ranges that this machine uses for something else; warns of those that merely lie inside a wider route.

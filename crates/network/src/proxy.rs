@@ -17,7 +17,7 @@ use crate::limits::{SERVICES_CHECK, SERVICES_RETRY_MAX, SERVICES_RETRY_MIN, SERV
 use crate::netlink::{self, Socket};
 use crate::pods::Config;
 use crate::services::Writer;
-use crate::{fence, firewall, nft};
+use crate::{fence, firewall, nft, pods};
 
 /// What the loop needs to see. All of the node's identity.
 #[derive(Clone)]
@@ -192,9 +192,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Others write to the kernel too: the fence may have been swept, a firewall may have been started.
+    /// Others write to the kernel too: tables are flushed, network managers remove routes, firewalls are started.
     fn check(&mut self, socket: &mut Socket) -> netlink::Result<()> {
         fence::ensure(socket, &self.config)?;
+        pods::put_fence_routes(&self.config)?;
         let warnings = firewall::open(socket, &self.config)?;
         for warning in warnings.iter().filter(|w| !self.warnings.contains(w)) {
             tracing::warn!("{warning}");

@@ -264,3 +264,103 @@ pub fn port_by(service: &Service, wanted: &IntOrString) -> Option<ServicePort> {
     });
     found.cloned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn table(services: Value, slices: Value, pods: Value) -> (Table, Vec<Reason>) {
+        let services: Vec<Service> = serde_json::from_value(services).unwrap();
+        let slices: Vec<EndpointSlice> = serde_json::from_value(slices).unwrap();
+        let pods: Vec<Pod> = serde_json::from_value(pods).unwrap();
+        plan(&services, &slices, &pods, "n1")
+    }
+
+    fn service(spec: Value) -> Value {
+        let mut all =
+            json!({"clusterIP": "10.43.0.7", "clusterIPs": ["10.43.0.7"], "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]});
+        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        json!({"metadata": {"name": "web", "namespace": "d"}, "spec": all})
+    }
+
+    /// `(address, node, ready)`
+    fn slice(endpoints: &[(&str, &str, Value)]) -> Value {
+        let endpoints: Vec<Value> =
+            endpoints.iter().map(|(a, node, ready)| json!({"addresses": [a], "nodeName": node, "conditions": {"ready": ready}})).collect();
+        json!({"metadata": {"name": "web-1", "namespace": "d", "labels": {SERVICE_NAME_LABEL: "web"}}, "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "other", "port": 9090}], "endpoints": endpoints})
+    }
+
+    fn ends(set: &BTreeSet<SocketAddrV4>) -> Vec<String> {
+        set.iter().map(|a| a.to_string()).collect()
+    }
+
+    #[test]
+    fn only_ready_endpoints_of_the_port_by_its_name_are_behind_it() {
+        let slices = [slice(&[("10.42.0.5", "n1", json!(true)), ("10.42.0.6", "n1", json!(false)), ("10.42.0.7", "n2", Value::Null)])];
+        let (t, reasons) = table(json!([service(json!({}))]), json!(slices), json!([]));
+        let port = &t["d/web:http/tcp"];
+        assert_eq!(ends(&port.endpoints), ["10.42.0.5:8080", "10.42.0.7:8080"]);
+        assert_eq!(ends(&port.inside), ["10.43.0.7:80"]);
+        assert!(port.outside_endpoints.is_none() && port.affinity_seconds.is_none() && reasons.is_empty());
+    }
+
+    #[test]
+    fn traffic_policies_keep_traffic_on_the_node_they_name() {
+        let slices = || json!([slice(&[("10.42.0.5", "n1", json!(true)), ("10.42.1.5", "n2", json!(true))])]);
+        let with = |spec: Value| table(json!([service(spec)]), slices(), json!([])).0.remove("d/web:http/tcp").unwrap();
+        let node_port = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
+        let external = with(json!({"externalTrafficPolicy": "Local", "ports": node_port}));
+        assert_eq!(ends(&external.endpoints).len(), 2);
+        assert_eq!(ends(external.outside_endpoints.as_ref().unwrap()), ["10.42.0.5:8080"]);
+        let internal = with(json!({"internalTrafficPolicy": "Local", "ports": node_port}));
+        assert_eq!(ends(&internal.endpoints), ["10.42.0.5:8080"]);
+        assert_eq!(ends(internal.outside_endpoints.as_ref().unwrap()).len(), 2);
+        let inside_only = with(json!({"internalTrafficPolicy": "Local"}));
+        assert!(inside_only.outside_endpoints.is_none());
+    }
+
+    #[test]
+    fn every_way_in_is_listed_and_headless_services_have_none() {
+        let spec = json!({"externalIPs": ["198.51.100.1", "2001:db8::1"], "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "ports": [{"name": "http", "port": 80, "nodePort": 30080}, {"name": "dns", "port": 53, "protocol": "UDP"}]});
+        let mut s = service(spec);
+        s["status"] =
+            json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.2"}, {"ip": "198.51.100.3", "ipMode": "Proxy"}, {"hostname": "x"}]}});
+        let (t, _) = table(json!([s]), json!([]), json!([]));
+        let port = &t["d/web:http/tcp"];
+        assert_eq!(ends(&port.outside), ["198.51.100.1:80", "198.51.100.2:80"]);
+        assert_eq!((port.node_port, port.affinity_seconds), (Some(30080), Some(60)));
+        assert_eq!(t["d/web:dns/udp"].protocol, Protocol::Udp);
+        for none in [json!({"clusterIP": "None", "clusterIPs": ["None"]}), json!({"type": "ExternalName", "externalName": "x"})] {
+            assert!(table(json!([service(none)]), json!([]), json!([])).0.is_empty());
+        }
+    }
+
+    #[test]
+    fn host_ports_lead_to_their_pod_while_it_runs() {
+        let pod = |name: &str, phase: &str, spec: Value| json!({"metadata": {"name": name, "namespace": "d"}, "spec": spec, "status": {"phase": phase, "podIP": "10.42.0.9"}});
+        let ports = json!([{"containerPort": 80, "hostPort": 8080}, {"containerPort": 53, "hostPort": 53, "hostIP": "127.0.0.1", "protocol": "UDP"}, {"containerPort": 90}]);
+        let spec = json!({"containers": [{"name": "c", "ports": ports}]});
+        let (t, _) = table(json!([]), json!([]), json!([pod("p", "Running", spec.clone())]));
+        assert_eq!(t.keys().collect::<Vec<_>>(), ["d/p:53/udp", "d/p:8080/tcp"]);
+        assert_eq!((t["d/p:8080/tcp"].node_port, ends(&t["d/p:8080/tcp"].endpoints)), (Some(8080), vec!["10.42.0.9:80".to_string()]));
+        assert_eq!(ends(&t["d/p:53/udp"].outside), ["127.0.0.1:53"]);
+        assert!(table(json!([]), json!([]), json!([pod("p", "Succeeded", spec.clone())])).0.is_empty());
+        let mut host = spec;
+        host["hostNetwork"] = json!(true);
+        assert!(table(json!([]), json!([]), json!([pod("p", "Running", host)])).0.is_empty());
+    }
+
+    #[test]
+    fn what_two_want_the_first_gets_and_the_second_is_told() {
+        let mut other = service(json!({"clusterIP": "10.43.0.8", "clusterIPs": ["10.43.0.8"], "externalIPs": ["198.51.100.1"]}));
+        other["metadata"]["name"] = json!("xeb");
+        let (t, reasons) = table(json!([service(json!({"externalIPs": ["198.51.100.1"]})), other]), json!([]), json!([]));
+        assert_eq!(ends(&t["d/web:http/tcp"].outside), ["198.51.100.1:80"]);
+        assert!(t["d/xeb:http/tcp"].outside.is_empty());
+        assert_eq!(reasons[0].message, "198.51.100.1 80/tcp is already used by d/web:http/tcp");
+        assert_eq!(reasons[0].about.as_ref().unwrap().name, "xeb");
+    }
+}

@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use client::fake::FakeServer;
@@ -65,9 +66,12 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
+        // Outside the range that outgoing connections take theirs from: a port is free again for moments in these tests.
+        static NEXT: AtomicU16 = AtomicU16::new(0);
         let free = || -> SocketAddr {
-            let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-            udp.local_addr().unwrap()
+            let port = || 20_000 + (std::process::id() as u16 % 100) * 100 + NEXT.fetch_add(1, Ordering::SeqCst) % 100;
+            let mut candidates = std::iter::repeat_with(|| SocketAddr::from(([127, 0, 0, 1], port())));
+            candidates.find(|at| std::net::TcpListener::bind(at).is_ok() && std::net::UdpSocket::bind(at).is_ok()).unwrap()
         };
         let run_dir = directory.path().to_path_buf();
         let me = std::env::current_exe().unwrap().display().to_string();

@@ -13,8 +13,7 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use plan::Reason;
 use plan::dns::Zone;
 use plan::routes::{self, Backends, Routes};
-use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -76,23 +75,31 @@ pub struct Feeder {
     stats: watch::Sender<Stats>,
 }
 
-/// Everything the edge has to know, each part as the bytes it is sent as.
+/// Everything the edge has to know. Made without revisions, so that only what differs is sent.
+#[derive(Default)]
 struct Snapshot {
-    sections: BTreeMap<&'static str, Section>,
-    /// Of EndpointSlices.
-    revision: u64,
+    routes: Option<Routes>,
+    backends: Option<Backends>,
+    zone: Option<Zone>,
 }
 
-struct Section {
-    json: Box<RawValue>,
-    /// Without the revision: whether anything changed.
-    content: Box<str>,
-}
-
-impl Section {
-    fn new<T: Serialize>(unrevised: &T, value: &T) -> io::Result<Self> {
-        let content = serde_json::to_string(unrevised)?.into_boxed_str();
-        Ok(Self { json: serde_json::value::to_raw_value(value)?, content })
+impl Snapshot {
+    /// The sections that differ from what the edge has, as they are sent.
+    fn since(&self, known: &Self, revision: u64) -> io::Result<BTreeMap<String, Box<RawValue>>> {
+        let mut sections = BTreeMap::new();
+        if let Some(routes) = self.routes.as_ref().filter(|_| self.routes != known.routes) {
+            let revised = Routes { revision, ..routes.clone() };
+            sections.insert(ROUTES.to_string(), to_raw_value(&revised)?);
+        }
+        if let Some(backends) = self.backends.as_ref().filter(|_| self.backends != known.backends) {
+            let revised = Backends { revision, ..backends.clone() };
+            sections.insert(BACKENDS.to_string(), to_raw_value(&revised)?);
+        }
+        if let Some(zone) = self.zone.as_ref().filter(|_| self.zone != known.zone) {
+            let revised = Zone { revision, ..zone.clone() };
+            sections.insert(DNS.to_string(), to_raw_value(&revised)?);
+        }
+        Ok(sections)
     }
 }
 
@@ -161,26 +168,21 @@ impl Feeder {
         let mut stream = UnixStream::connect(&self.options.socket).await?;
         let hello = Message::Hello { version: VERSION, pid: std::process::id(), revisions: BTreeMap::new() };
         let Message::Hello { .. } = ask(&mut stream, &hello).await? else { return Err(unexpected()) };
-        let mut known: BTreeMap<&'static str, Box<str>> = BTreeMap::new();
+        let mut known = Snapshot::default();
         let mut id = 0;
         loop {
-            let snapshot = self.snapshot()?;
-            let mut sections = BTreeMap::new();
-            for (name, section) in snapshot.sections {
-                if known.get(name) != Some(&section.content) {
-                    known.insert(name, section.content);
-                    sections.insert(name.to_string(), section.json);
-                }
-            }
+            let (snapshot, revision) = self.snapshot();
+            let sections = snapshot.since(&known, revision)?;
+            known = snapshot;
             if !sections.is_empty() {
                 id += 1;
                 match ask(&mut stream, &Message::Push { id, sections }).await? {
-                    Message::Ack { id: answered, problems, .. } if answered == id => self.publish(&self.problems, problems),
+                    Message::Ack { id: answered, problems, .. } if answered == id => publish(&self.problems, problems),
                     _ => return Err(unexpected()),
                 }
             }
             *fed = true;
-            self.applied.send_replace(snapshot.revision);
+            self.applied.send_replace(revision);
             tokio::select! {
                 biased;
                 () = changed.notified() => sleep(FEED_SETTLE).await,
@@ -194,22 +196,12 @@ impl Feeder {
         }
     }
 
-    fn publish<T: PartialEq>(&self, to: &watch::Sender<Arc<Vec<T>>>, news: Vec<T>) {
-        to.send_if_modified(|known| {
-            let differs = **known != news;
-            if differs {
-                *known = Arc::new(news);
-            }
-            differs
-        });
-    }
-
-    fn snapshot(&self) -> io::Result<Snapshot> {
+    /// And the revision of EndpointSlices that it is made from.
+    fn snapshot(&self) -> (Snapshot, u64) {
         let slices = self.sources.slices.snapshot();
         let services = self.sources.services.snapshot();
         let (ingresses, classes, secrets) =
             (self.sources.ingresses.snapshot(), self.sources.classes.snapshot(), self.sources.secrets.snapshot());
-        let revision = slices.revision();
         let (routes, backends, reasons) = routes::plan(&routes::Snapshot {
             ingresses: ingresses.iter().map(Arc::as_ref).collect(),
             classes: classes.iter().map(Arc::as_ref).collect(),
@@ -218,15 +210,20 @@ impl Feeder {
             secrets: secrets.iter().map(Arc::as_ref).collect(),
             revision: 0,
         });
-        self.publish(&self.reasons, reasons);
+        publish(&self.reasons, reasons);
         let zone = plan::dns::plan(services.iter().map(Arc::as_ref), slices.iter().map(Arc::as_ref), &self.options.domain, 0);
-        let sections = BTreeMap::from([
-            (ROUTES, Section::new(&routes, &Routes { revision, ..routes.clone() })?),
-            (BACKENDS, Section::new(&backends, &Backends { revision, ..backends.clone() })?),
-            (DNS, Section::new(&zone, &Zone { revision, ..zone.clone() })?),
-        ]);
-        Ok(Snapshot { sections, revision })
+        (Snapshot { routes: Some(routes), backends: Some(backends), zone: Some(zone) }, slices.revision())
     }
+}
+
+fn publish<T: PartialEq>(to: &watch::Sender<Arc<Vec<T>>>, news: Vec<T>) {
+    to.send_if_modified(|known| {
+        let differs = **known != news;
+        if differs {
+            *known = Arc::new(news);
+        }
+        differs
+    });
 }
 
 async fn ask(stream: &mut UnixStream, message: &Message) -> io::Result<Message> {
