@@ -259,3 +259,34 @@ fn iptables_still_reads_its_own_tables_with_our_rules_in_them() {
         assert!(!sh("iptables-nft -S").contains("10.42."));
     });
 }
+
+#[test]
+fn many_pods_come_at_once_and_leave_nothing() {
+    on_own_machine(|run| async move {
+        let net = start(&run).await;
+        let before = listing();
+        let began = std::time::Instant::now();
+        let all: Vec<_> = (0..100)
+            .map(|n| {
+                tokio::spawn({
+                    let net = net.clone();
+                    async move { net.attach(&format!("p{n}")).await.unwrap().addresses }
+                })
+            })
+            .collect();
+        let mut addresses = std::collections::BTreeSet::new();
+        for one in all {
+            addresses.extend(one.await.unwrap());
+        }
+        eprintln!("100 pods attached in {:?}", began.elapsed());
+        assert_eq!(addresses.len(), 100);
+        for n in 0..100 {
+            net.detach(&format!("p{n}")).await.unwrap();
+        }
+        let deadline = std::time::Instant::now() + SECOND * 20;
+        while listing() != before {
+            assert!(std::time::Instant::now() < deadline);
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    });
+}
