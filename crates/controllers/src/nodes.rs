@@ -25,6 +25,8 @@ struct Nodes {
     shared: Shared,
     applier: Applier,
     heard: Heard,
+    /// The watch ends with its last handle, and without it every node would seem to have fallen silent.
+    _leases: Informer<Lease>,
     config: node_lifecycle::Config,
 }
 
@@ -47,7 +49,7 @@ pub(crate) fn controller(shared: &Shared, applier: Applier, config: node_lifecyc
         Some(_) => {}
     });
     let nodes = shared.nodes.clone();
-    Controller::new(IDENTITY, Nodes { shared: shared.clone(), applier, heard, config })
+    Controller::new(IDENTITY, Nodes { shared: shared.clone(), applier, heard, _leases: leases.clone(), config })
         .watches(&shared.nodes, move |change| of_node(&nodes, change))
         .watches(&shared.pods, newly_bound)
         .reads(&leases)
