@@ -27,6 +27,12 @@ pub use shim::shim_main;
 pub use supported::supported;
 pub use sweep::sweep;
 
+/// Moves the calling process out of its starter's control groups to where the instance's shims are: what manages the starter
+/// (systemd, say) neither counts it in nor ends it. Before any thread.
+pub fn leave_starter(instance: &str) -> Result<(), String> {
+    cgroup::Cgroups::detect(Path::new("/sys/fs/cgroup"), instance).and_then(|c| c.enter_shims()).map_err(|e| e.to_string())
+}
+
 /// Where a driver keeps its things, and how its shim is started.
 #[derive(Debug, Clone)]
 pub struct Config {

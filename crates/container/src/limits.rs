@@ -35,6 +35,9 @@ pub const CALL: Duration = Duration::from_secs(120);
 pub const SHIM_START: Duration = Duration::from_secs(30);
 /// Processes that were killed are gone within this time.
 pub const KILL: Duration = Duration::from_secs(10);
+/// What containers have to end when the machine goes down, before they are killed: Kubernetes' default grace period, and less
+/// than the 90 s after which systemd kills.
+pub const LEAVE: Duration = Duration::from_secs(30);
 /// How long a control group is tried to be removed: it is busy until the kernel has buried the last process.
 pub const CGROUP_REMOVE: Duration = Duration::from_secs(2);
 /// Opening a connection into a pod.

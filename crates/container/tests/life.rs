@@ -59,6 +59,21 @@ async fn orphans_are_buried_and_children_die_with_their_container() {
 }
 
 #[tokio::test]
+async fn when_the_machine_goes_down_containers_are_asked_to_end() {
+    let m = Machine::new();
+    let pod = m.up().await;
+    pod.start(&m.shell("main", "trap 'echo bye; exit 0' TERM; echo up; sleep 1000 & wait")).await.unwrap();
+    settled("it is up", async || m.log_text(&pod.pod, "main", 0) == "up\n").await;
+    let shim = pod.shim(&m);
+    // SAFETY: a signal to a process that this test has started.
+    assert_eq!(unsafe { libc::kill(shim, libc::SIGTERM) }, 0);
+    assert_eq!(pod.exit("main").await.code, 0);
+    assert_eq!(m.log_text(&pod.pod, "main", 0), "up\nbye\n");
+    settled("the shim has gone", async || !std::path::Path::new(&format!("/proc/{shim}")).exists()).await;
+    pod.down(&m).await;
+}
+
+#[tokio::test]
 async fn a_failed_exec_leaves_no_zombie() {
     let m = Machine::new();
     let pod = m.up().await;

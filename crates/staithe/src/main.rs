@@ -21,7 +21,11 @@ fn main() -> ExitCode {
         Some("shim") => container::shim_main(words),
         Some("edge-holder") => {
             let words: Vec<String> = words.map(|w| w.to_string_lossy().into_owned()).collect();
-            return ExitCode::from(u8::try_from(router::edge::holder_main(&words)).unwrap_or(1));
+            let [instance, words @ ..] = words.as_slice() else { return ExitCode::FAILURE };
+            if let Err(e) = container::leave_starter(instance) {
+                eprintln!("the edge stays in its starter's control group: {e}");
+            }
+            return ExitCode::from(u8::try_from(router::edge::holder_main(words)).unwrap_or(1));
         }
         Some("edge") => {
             let words: Vec<String> = words.map(|w| w.to_string_lossy().into_owned()).collect();

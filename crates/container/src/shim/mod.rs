@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use driver::{Container, ContainerState, State};
 use rustix::fs::{Mode, OFlags};
@@ -56,8 +57,8 @@ struct Shim {
     next_id: u64,
     /// Who asked for the end of the pod.
     stopping: Option<(u64, u64)>,
-    /// The machine is going down: when nothing runs any more, neither does the shim.
-    leaving: bool,
+    /// The machine is going down: when nothing runs any more, neither does the shim. Who runs then is killed.
+    leave_by: Option<Instant>,
 }
 
 /// The shim's whole life; `args` are what follows the word `shim`. Call it first thing in `main`, before any thread.
@@ -180,7 +181,7 @@ fn bring_up(dir: &Path) -> Step<(Shim, UnixListener)> {
         conns: BTreeMap::new(),
         next_id: 1,
         stopping: None,
-        leaving: false,
+        leave_by: None,
     };
     shim.save();
     Ok((shim, listener))

@@ -57,7 +57,7 @@ impl Shim {
                 if self.stop_step(since) {
                     return;
                 }
-            } else if self.leaving && self.running.is_empty() {
+            } else if self.leave_by.is_some() && self.leave_step() {
                 return;
             }
         }
@@ -114,7 +114,8 @@ impl Shim {
         let drains = self.running.values().filter_map(|r| r.drain_until);
         let attached = self.conns.values().filter(|c| matches!(c.role, ConnRole::Attach { .. }));
         let stalls = attached.filter_map(|c| c.stalled.map(|s| s + limits::ATTACH_STALL));
-        let next = drains.chain(stalls).min().map(|t| t.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let next =
+            drains.chain(stalls).chain(self.leave_by).min().map(|t| t.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         if self.stopping.is_some() { Some(STOP_STEP) } else { next }
     }
 
@@ -147,10 +148,23 @@ impl Shim {
 
     /// The machine goes down: containers are asked to end, and the shim ends with the last of them.
     fn leave(&mut self) {
-        self.leaving = true;
+        self.leave_by.get_or_insert_with(|| Instant::now() + limits::LEAVE);
         for running in self.running.values().filter(|r| r.status.is_none()) {
             let _ = sys::kill(running.pid, libc::SIGTERM);
         }
+    }
+
+    /// Kills who does not go by himself; true when all are gone.
+    fn leave_step(&mut self) -> bool {
+        let now = Instant::now();
+        if self.leave_by.is_some_and(|by| now >= by) {
+            self.leave_by = Some(now + limits::KILL);
+            self.cgroups.pod(&self.file.pod.uid).kill_now();
+            for running in self.running.values().filter(|r| r.status.is_none()) {
+                let _ = sys::kill(running.pid, libc::SIGKILL);
+            }
+        }
+        self.running.is_empty()
     }
 
     fn reap(&mut self) {

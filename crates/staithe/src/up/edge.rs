@@ -42,7 +42,7 @@ pub(super) async fn start(o: &Organs, r: &Ranges, client: &Client, config: netwo
         edge: words.to_vec(),
         build: build(&exe),
     };
-    let command = vec![exe, "edge-holder".to_string()];
+    let command = vec![exe, "edge-holder".to_string(), s.instance.clone()];
     tokio::task::spawn_blocking(move || ensure_holder(&command, &options)).await?.context("the edge did not start")?;
 
     let sources = Sources::start(client, &s.node_name);
