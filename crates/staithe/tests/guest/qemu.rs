@@ -216,6 +216,11 @@ fn start(dir: &Path, brought: &Path, accelerator: &str) -> Running {
     if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|d| d.join("qemu-system-x86_64").is_file()) {
         panic!("there is no qemu-system-x86_64: `cargo xtask guest` installs it (Debian: qemu-system-x86)");
     }
+    // SAFETY: one system call, which may be made between fork and exec. Killed itself, the test leaves no machine behind.
+    unsafe {
+        use std::os::unix::process::CommandExt;
+        command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?));
+    }
     let mut qemu = command.spawn().expect("nice");
     let (input, output) = (qemu.stdin.take().unwrap(), qemu.stdout.take().unwrap());
     let (send, lines) = channel();
