@@ -328,11 +328,11 @@ async fn a_user_finds_what_programs_expect() {
         [ -e /dev/console ] && echo console"#;
     let mut c = m.container("main", &["sh", "-c", script, "zero", "one"]);
     c.env.push(("GREETING".into(), "ahoy matey".into()));
-    c.cwd = "/work/new".into();
+    c.cwd = "/srv/new".into();
     c.security.uid = 1000;
     c.security.gid = 1000;
     c.resources.memory_limit_bytes = 64 << 20;
-    let expected = "/work/new\nharbour\n/home/tess harbour ahoy matey zero one\nnamed\nerror\n0\n/dev/fd -> /proc/self/fd\n/dev/ptmx -> pts/ptmx\n64\n67108864\n";
+    let expected = "/srv/new\nharbour\n/home/tess harbour ahoy matey zero one\nnamed\nerror\n0\n/dev/fd -> /proc/self/fd\n/dev/ptmx -> pts/ptmx\n64\n67108864\n";
     assert_eq!(pod.run(&m, &c).await, (1, expected.into()));
     pod.down(&m).await;
 }

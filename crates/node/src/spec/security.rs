@@ -3,7 +3,7 @@
 //! Source: `SecurityContext` and `PodSecurityContext`; the default capabilities are containerd's. Seccomp is on unless the
 //! pod says `Unconfined` or is privileged.
 
-use driver::Security;
+use driver::{CAPABILITIES, Security};
 use k8s_openapi::api::core::v1::{Container as Spec, PodSecurityContext, SeccompProfile, SecurityContext};
 
 use super::SpecError;
@@ -26,50 +26,6 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_SYS_CHROOT",
     "CAP_KILL",
     "CAP_AUDIT_WRITE",
-];
-
-const ALL_CAPABILITIES: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
 ];
 
 pub(super) fn security(cx: &PodCx, spec: &Spec, image: &Image) -> Result<Security, SpecError> {
@@ -141,7 +97,7 @@ fn non_root(given: Option<i64>, image_user: &str) -> Result<(), String> {
 
 /// The default set, less `drop`, plus `add`; `ALL` is understood in both.
 fn capabilities(own: &SecurityContext, privileged: bool) -> Result<Vec<String>, String> {
-    let all = || ALL_CAPABILITIES.iter().map(|c| c.to_string());
+    let all = || CAPABILITIES.iter().map(|c| c.to_string());
     if privileged {
         return Ok(all().collect());
     }
@@ -150,7 +106,7 @@ fn capabilities(own: &SecurityContext, privileged: bool) -> Result<Vec<String>, 
     let name = |text: &String| {
         let upper = text.to_uppercase();
         let full = if upper.starts_with("CAP_") || upper == "ALL" { upper } else { format!("CAP_{upper}") };
-        let known = full == "ALL" || ALL_CAPABILITIES.contains(&full.as_str());
+        let known = full == "ALL" || CAPABILITIES.contains(&full.as_str());
         if known { Ok(full) } else { Err(format!("unknown capability {text:?} to add or drop")) }
     };
     let add: Vec<String> = add.iter().map(name).collect::<Result<_, _>>()?;
